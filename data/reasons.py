@@ -1,0 +1,80 @@
+"""Why a row is not taken: every code, its message, and the record that goes into `quarantine.jsonl`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+
+
+class Reason(Enum):
+    """Code of a fault in a row, with the sentence that explains it. Codes are stable; people filter by them."""
+
+    AUDIO_MISSING = ("A01", "the audio file does not exist")
+    AUDIO_EMPTY = ("A02", "the audio has no samples")
+    AUDIO_TRUNCATED = ("A03", "the audio is shorter than the manifest says")
+    AUDIO_CORRUPT = ("A04", "the audio cannot be decoded")
+    AUDIO_NOT_FINITE = ("A05", "the audio holds NaN or infinite samples")
+    AUDIO_SAMPLING_RATE = ("A08", "the sampling rate is outside 4 to 192 kHz")
+    AUDIO_CHANNELS = ("A09", "the audio has more than 8 channels")
+    AUDIO_TOO_LONG = ("A10", "the clip is longer than the 30 s window")
+    AUDIO_TOO_SHORT = ("A11", "the clip is shorter than 0.1 s")
+    AUDIO_DURATION = ("M08", "the audio is longer than the manifest says")
+    AUDIO_NOT_A_FILE = ("A18", "the audio path is not a regular file")
+    TEXT_EMPTY = ("T03", "the transcript is empty")
+    TEXT_TOO_LONG = ("T04", "the transcript needs more label positions than the model has")
+    TEXT_SPECIAL_TOKEN = ("T07", "the transcript holds a control token of the tokenizer")
+    TEXT_LANGUAGE = ("T08", "the language is not one of Whisper's")
+    TEXT_TASK = ("T10", "the task is neither transcribe nor translate")
+    LINE_JSON = ("M01", "the line is not a JSON object with the fields of a manifest")
+    LINE_ENCODING = ("T01", "the line is not UTF-8")
+    LINE_DUPLICATE_ID = ("M02", "the id occurs twice")
+    LINE_URL = ("M07", "the audio is a URL; a manifest names local files")
+    LOSS_NOT_FINITE = ("L01", "the loss of this clip is not finite")
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """One row that is not taken."""
+
+    manifest: str
+    """Path of the manifest."""
+    line: int
+    """Line in the manifest, counted from 1."""
+    id: str
+    """Id of the row, or an empty string where the line has none."""
+    audio: str
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.manifest}:{self.line}: [{self.code}] {self.message}"
+
+    def as_record(self) -> dict[str, object]:
+        """Return the JSON object for `quarantine.jsonl`."""
+        return asdict(self)
+
+
+def reject(
+    reason: Reason, *, manifest: Path | str, line: int, id: str = "", audio: object = "", detail: str = ""
+) -> Rejected:
+    """Build the record of a row that is not taken; `detail` says what was found."""
+    message = f"{reason.message}: {detail}" if detail else reason.message
+    return Rejected(str(manifest), line, id, str(audio), reason.code, message)
+
+
+def summarise(rejected: Iterable[Rejected], *, num_shown: int = 5) -> str:
+    """Count by code and show the first few records, as text for an error or a log."""
+    rejected = list(rejected)
+    counts = Counter(record.code for record in rejected)
+    lines = [", ".join(f"{code} x{count}" for code, count in sorted(counts.items()))]
+    lines += [f"  {record}" for record in rejected[:num_shown]]
+    if len(rejected) > num_shown:
+        lines.append(f"  ... and {len(rejected) - num_shown} more")
+    return "\n".join(lines)

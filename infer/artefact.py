@@ -1,0 +1,326 @@
+"""The artefact: a self-contained Whisper folder in FP16, written atomically, and loaded for any arithmetic.
+
+What is stored (FP16) and what computes are two things: on a CPU half-precision matmuls are many times slower than FP32
+ones, so `infer.compute=auto` there computes in FP32 over the FP16 weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
+
+from data.windows import Windows, build_windows, full_windows
+from infer.encoder import WindowedWhisper
+
+RECORD_NAME = "mezzavoce.json"
+WEIGHTS_NAME = "model.safetensors"
+FP16_MAX = 65504.0  # largest finite FP16; a weight beyond it becomes infinite
+MAX_FLUSHED_SHARE = 1e-5  # of the non-zero weights, that may become zero in FP16
+COMPUTE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TIED_NAMES = ("proj_out.weight",)
+"""Stored once, as the decoder's embedding; Whisper's output layer shares it."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A loaded model with all that is needed to transcribe as it was evaluated."""
+
+    path: Path
+    model: WindowedWhisper
+    tokenizer: PreTrainedTokenizerBase
+    windows: Windows
+    sha256: str
+    """Of the weights file."""
+    stored: str
+    """What the file holds, such as `float16`."""
+    compute: str
+    """What multiplies, such as `float32`."""
+    reason: str
+    """Why it computes so."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """`mezzavoce.json`; empty for a folder that another tool wrote."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what stands beside every number: path, hash, stored, compute, windows, source."""
+        return {
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "stored": self.stored,
+            "compute": self.compute,
+            "device": str(self.model.device),
+            "windows_s": list(self.windows.edges_s),
+            "source": self.record.get("source"),
+            "trained_steps": self.record.get("trained_steps"),
+        }
+
+
+class RejectedError(RuntimeError):
+    """The weights cannot be stored in FP16 without loss that matters."""
+
+
+def resolve_compute(compute: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """Return the arithmetic for `infer.compute` on a device, and why.
+
+    Raises:
+        ValueError: for a name that is not known.
+    """
+    if compute != "auto":
+        if compute not in COMPUTE_DTYPES:
+            raise ValueError(f"infer.compute={compute} must be one of auto, {', '.join(COMPUTE_DTYPES)}")
+        return COMPUTE_DTYPES[compute], "asked for"
+    if device.type == "cpu":
+        return torch.float32, "half-precision matmuls are slower than FP32 on a CPU"
+    return torch.float16, f"{device.type} computes in FP16"
+
+
+def load_artefact(path: Path | str, *, compute: str = "auto", device: torch.device | str = "cpu") -> Artefact:
+    """Load a Whisper folder: ours, or any in Hugging Face's format with safetensors.
+
+    Args:
+        path: the folder.
+        compute: `auto`, `fp16`, `bf16` or `fp32`.
+        device: where it runs.
+
+    Raises:
+        FileNotFoundError: if the folder, its weights or its tokenizer are missing.
+        ValueError: if a file's hash is not the one in `mezzavoce.json`, or a special id is wrong.
+    """
+    path = Path(path).expanduser()
+    for name in ("config.json", "tokenizer.json"):
+        if not (path / name).is_file():
+            what = "is not a folder" if not path.is_dir() else f"has no {name}"
+            raise FileNotFoundError(f"{path} {what}; artefact= takes the export/ folder of a run")
+    weights = path / WEIGHTS_NAME
+    if not weights.is_file() and not (path / f"{WEIGHTS_NAME}.index.json").is_file():
+        raise FileNotFoundError(f"{path} has no {WEIGHTS_NAME}; pickled weights (.bin, .pt) are never loaded")
+    record = json.loads((path / RECORD_NAME).read_text()) if (path / RECORD_NAME).is_file() else {}
+    _verify_hashes(path, record)
+    device = torch.device(device)
+    dtype, reason = resolve_compute(compute, device)
+    tokenizer = load_tokenizer(path)
+    refuse_remote_code(path)
+    model = WindowedWhisper.from_pretrained(str(path), dtype=dtype, use_safetensors=True, local_files_only=True)
+    model.eval().to(device)
+    windows = build_windows(record["windows_s"]) if record.get("windows_s") else full_windows()
+    return Artefact(
+        path=path,
+        model=model,
+        tokenizer=tokenizer,
+        windows=windows,
+        sha256=record.get("files", {}).get(WEIGHTS_NAME) or (file_sha256(weights) if weights.is_file() else ""),
+        stored=str(record.get("stored") or _stored_dtype(weights)),
+        compute=str(dtype).removeprefix("torch."),
+        reason=reason,
+        record=record,
+    )
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder; a prefix or a language that was saved in it has no effect with us."""
+    tokenizer: PreTrainedTokenizerBase = WhisperTokenizer.from_pretrained(str(path), local_files_only=True)
+    return tokenizer
+
+
+def refuse_remote_code(path: Path) -> None:
+    """Stop where a folder asks for code of its own.
+
+    Raises:
+        ValueError: if `config.json` has an `auto_map`.
+    """
+    if "auto_map" in json.loads((path / "config.json").read_text()):
+        raise ValueError(f"{path}/config.json asks for remote code (auto_map); a model folder is data, never code")
+
+
+def cast_to_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cast FP32 weights to FP16 once.
+
+    Args:
+        state: name to FP32 tensor, adapters merged; tied names may be present.
+
+    Returns:
+        Name to contiguous FP16 tensor on the CPU, tied names left out.
+
+    Raises:
+        RejectedError: if a weight is not finite, too large for FP16, or too many would become zero.
+    """
+    faults: list[str] = []
+    half: dict[str, Tensor] = {}
+    num_flushed = num_nonzero = 0
+    for name, tensor in state.items():
+        if name in TIED_NAMES:
+            continue
+        if not bool(torch.isfinite(tensor).all()):
+            faults.append(f"{name} holds NaN or infinity")
+        elif float(tensor.abs().max()) > FP16_MAX:
+            faults.append(f"{name} reaches {float(tensor.abs().max()):.3g}, FP16 ends at {FP16_MAX:g}")
+        cast = tensor.detach().to("cpu", torch.float16).contiguous()
+        num_nonzero += int((tensor != 0).sum())
+        num_flushed += int(((tensor != 0).cpu() & (cast == 0)).sum())
+        half[name] = cast
+    if num_flushed > MAX_FLUSHED_SHARE * max(1, num_nonzero):
+        faults.append(f"{num_flushed} of {num_nonzero} non-zero weights would become zero")
+    if faults:
+        raise RejectedError("the weights do not fit FP16: " + "; ".join(faults))
+    return half
+
+
+def write_artefact(
+    target: Path,
+    state: Mapping[str, Tensor],
+    *,
+    config: WhisperConfig,
+    generation_config: GenerationConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: Windows,
+    record: Mapping[str, Any],
+) -> Path:
+    """Write a complete folder beside the target, then move it into place.
+
+    Args:
+        target: the folder; one that is there is replaced only when the new one is whole.
+        state: name to tensor, all of one dtype, as they are to be stored; tied names are left out.
+        config: of the model.
+        generation_config: language ids, suppress lists and alignment heads are kept, forced ids are not.
+        tokenizer: with Whisper's special tokens.
+        windows: rule that the model was trained with.
+        record: further facts for `mezzavoce.json`.
+
+    Returns:
+        `target`.
+
+    Raises:
+        RuntimeError: if the folder cannot be written.
+    """
+    target = Path(target)
+    stored = {name: tensor for name, tensor in state.items() if name not in TIED_NAMES}
+    dtype = next(iter(stored.values())).dtype
+    temporary = target.parent / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        temporary.mkdir(parents=True)
+        save_file(stored, str(temporary / WEIGHTS_NAME), metadata={"format": "pt"})
+        _write_configs(temporary, config, generation_config, dtype)
+        _write_processor(temporary, config, tokenizer)
+        _finish_record(temporary, record, windows, dtype)
+        _replace_folder(temporary, target)
+    except OSError as e:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RuntimeError(f"cannot write {target}: {e.strerror or e}") from e
+    return target
+
+
+def _write_configs(
+    folder: Path, config: WhisperConfig, generation_config: GenerationConfig | None, dtype: torch.dtype
+) -> None:
+    written = copy.deepcopy(config)
+    written.architectures = ["WhisperForConditionalGeneration"]
+    written.dtype = dtype
+    written.use_cache = True
+    written.save_pretrained(str(folder))
+    clean_generation_config(generation_config or GenerationConfig()).save_pretrained(str(folder))
+
+
+def clean_generation_config(generation_config: GenerationConfig) -> GenerationConfig:
+    """Return a copy without forced ids, language or task: they would override what a caller asks for."""
+    cleaned = copy.deepcopy(generation_config)
+    for name in ("forced_decoder_ids", "language", "task"):
+        if getattr(cleaned, name, None) is not None:
+            setattr(cleaned, name, None)
+    return cleaned
+
+
+def _write_processor(folder: Path, config: WhisperConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    feature_extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+    WhisperProcessor(feature_extractor=feature_extractor, tokenizer=tokenizer).save_pretrained(str(folder))
+    # transformers 5 writes processor_config.json alone; other runtimes then assume 80 mel bins.
+    feature_extractor.save_pretrained(str(folder))
+
+
+def _finish_record(folder: Path, record: Mapping[str, Any], windows: Windows, dtype: torch.dtype) -> None:
+    files = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}
+    full_record = {
+        **record,
+        "stored": str(dtype).removeprefix("torch."),
+        "windows_s": list(windows.edges_s),
+        "files": files,
+        "versions": versions,
+    }
+    text = json.dumps(full_record, ensure_ascii=False, indent=2, allow_nan=False)
+    (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~umask)  # safetensors leaves its files readable by the owner alone
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _replace_folder(temporary: Path, target: Path) -> None:
+    if target.exists():
+        retired = target.parent / f".old-{target.name}-{uuid.uuid4().hex[:8]}"
+        target.rename(retired)
+        temporary.rename(target)
+        shutil.rmtree(retired, ignore_errors=True)
+    else:
+        temporary.rename(target)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def amend_record(path: Path, **facts: Any) -> None:
+    """Add facts to `mezzavoce.json`, such as the figures of an evaluation; atomic."""
+    file = path / RECORD_NAME
+    record = {**json.loads(file.read_text()), **facts}
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify_hashes(path: Path, record: Mapping[str, Any]) -> None:
+    for name, expected in record.get("files", {}).items():
+        file = path / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing; {RECORD_NAME} lists it: copy the whole folder again")
+        if file_sha256(file) != expected:
+            raise ValueError(f"{file} is not the file that was exported (SHA-256 differs); copy the whole folder again")
+
+
+def _stored_dtype(weights: Path) -> str:
+    if not weights.is_file():
+        return "unknown"
+    from safetensors import safe_open
+
+    with safe_open(str(weights), framework="pt") as file:
+        dtypes = {str(file.get_slice(name).get_dtype()) for name in file.keys()}
+    names = {"F16": "float16", "F32": "float32", "BF16": "bfloat16"}
+    return "+".join(sorted(names.get(dtype, dtype) for dtype in dtypes))

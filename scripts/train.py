@@ -1,0 +1,74 @@
+"""Fine-tune Whisper, and export the best weights in FP16.
+
+    accelerate launch scripts/train.py                                          the built-in demo
+    accelerate launch scripts/train.py model=large_v3 dataset=manifest dataset.train=my.jsonl finetune=lora
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run by path: scripts/ would hide the package `train` and the library `evaluate`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from omegaconf import DictConfig
+
+from data.augment import Augmentation
+from infer.decoding import DecodeSettings
+from scripts.settings import SettingsError, build, entry_point, to_plain
+from train.adapters import FinetuneSettings
+from train.model import ModelSettings
+from train.optim import OptimizerSettings
+from train.precision import PrecisionSettings
+from train.schedule import ScheduleSettings
+from train.settings import DatasetSettings, RunSettings, TrainerSettings, TrainSettings, WindowSettings
+from train.tracking import TrackerSettings
+
+GROUPS = {
+    "model": ModelSettings,
+    "dataset": DatasetSettings,
+    "window": WindowSettings,
+    "augment": Augmentation,
+    "precision": PrecisionSettings,
+    "finetune": FinetuneSettings,
+    "optimizer": OptimizerSettings,
+    "schedule": ScheduleSettings,
+    "trainer": TrainerSettings,
+    "decoding": DecodeSettings,
+    "tracker": TrackerSettings,
+    "run": RunSettings,
+}
+
+
+def build_settings(config: DictConfig) -> TrainSettings:
+    """Check a composed configuration into the settings of a run.
+
+    Raises:
+        SettingsError: for an unknown key, a wrong type or a bad value.
+    """
+    plain = to_plain(config)
+    plain.pop("recommended")
+    unknown = sorted(plain.keys() - GROUPS.keys())
+    if unknown:
+        raise SettingsError(f"unknown group {unknown[0]}; known are {', '.join(GROUPS)}")
+    groups = {name: build(cls, plain[name], path=name) for name, cls in GROUPS.items()}  # type: ignore[arg-type,var-annotated]
+    return TrainSettings(**groups, config=plain)
+
+
+@entry_point("train")
+def main(config: DictConfig) -> int:
+    """Train."""
+    from train.run import run_training
+
+    result = run_training(build_settings(config))
+    if result.export_dir is None:
+        print(f"stopped at step {result.step}; the same command goes on from there")
+        return 128 + (result.stop_signal or 0)
+    print(f"artefact: {result.export_dir}")
+    print(f"score it: python scripts/evaluate.py artefact={result.export_dir} dataset=manifest dataset.test=...")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Scores have the figures a hand count gives; reports are whole files of strict JSON, tables show them."""
+
+import dataclasses
+import io
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from infer.score.evaluation import Prediction, Score, score_predictions
+from infer.score.normalise import NORMALISER_VERSION
+from infer.score.report import render_before_after, render_table, write_report
+
+PREDICTIONS = [
+    Prediction("a", "en", "en", "The cat sat.", "the cat sad", 2.0),
+    Prediction("b", "en", "de", "Yes.", "yes", 1.0),
+    Prediction("c", "zh", None, "你好世界", "你号世界", 3.0),
+    Prediction("d", "ru", "ru", "ещё мой", "еще мой", 4.0),
+]
+FIGURES = {"wer", "cer", "wer_ortho", "cer_ortho", "headline", "language_accuracy", "rtfx", "utterances", "audio_s"}
+FIGURES |= {"substitutions", "deletions", "insertions"}
+
+
+def _show(table: Table) -> str:
+    """Return the table as plain text, wide enough that nothing is cut."""
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    console.print(table)
+    output = console.file
+    assert isinstance(output, io.StringIO)
+    return output.getvalue()
+
+
+def _row(text: str, first_cell: str) -> list[str]:
+    """Return the cells of the row that begins with `first_cell`."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
+    (row,) = [cells for cells in rows if cells[0] == first_cell]
+    return row
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_figures_are_those_of_a_count_by_hand() -> None:
+    score = score_predictions(PREDICTIONS, processing_s=0.5)
+    assert set(score.overall) == FIGURES
+    assert list(score.languages) == ["en", "ru", "zh"]
+    assert all(set(figures) == FIGURES | {"headline_metric"} for figures in score.languages.values())
+
+    assert score.languages["en"]["wer"] == 1 / 4
+    assert score.languages["en"]["cer"] == 1 / 14  # "the cat sat" and "yes"
+    assert score.languages["en"]["wer_ortho"] == 3 / 4
+    assert score.languages["en"]["language_accuracy"] == 0.5
+    assert score.languages["zh"]["headline_metric"] == "cer"
+    assert score.languages["zh"]["headline"] == score.languages["zh"]["cer"] == 1 / 4
+    assert score.languages["zh"]["wer"] == 1.0
+    assert score.languages["zh"]["language_accuracy"] is None
+    assert score.languages["ru"]["wer"] == 0.0
+
+    overall = score.overall
+    assert overall["wer"] == 2 / 7
+    assert overall["headline"] == pytest.approx((1 / 4 + 1 / 4 + 0) / 3)
+    assert overall["language_accuracy"] == 2 / 3  # the one without a detected language does not count
+    assert (overall["utterances"], overall["audio_s"], overall["rtfx"]) == (4, 10.0, 20.0)
+    assert (overall["substitutions"], overall["deletions"], overall["insertions"]) == (2, 0, 0)
+
+
+def test_the_order_of_predictions_has_no_influence() -> None:
+    shuffled = PREDICTIONS[:]
+    random.Random(0).shuffle(shuffled)
+    assert shuffled != PREDICTIONS
+    assert score_predictions(shuffled, processing_s=1) == score_predictions(PREDICTIONS, processing_s=1)
+
+
+def test_what_cannot_be_divided_is_none() -> None:
+    score = score_predictions([Prediction("a", "en", None, "", "thank you", 1.0)], processing_s=0)
+    assert [score.overall[key] for key in ("wer", "cer", "headline", "rtfx", "language_accuracy")] == [None] * 5
+    assert score.overall["insertions"] == 2
+
+
+def test_a_language_without_reference_units_does_not_enter_the_headline() -> None:
+    rows = [Prediction("a", "en", None, "the cat", "the", 1.0), Prediction("b", "de", None, "", "", 1.0)]
+    assert score_predictions(rows, processing_s=1).overall["headline"] == 0.5
+
+
+def test_predictions_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"no predictions.*dataset\.test"):
+        score_predictions([], processing_s=1)
+    with pytest.raises(ValueError, match="'a' comes 2 times"):
+        score_predictions([PREDICTIONS[0], PREDICTIONS[1], PREDICTIONS[0]], processing_s=1)
+    for processing_s in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="processing_s"):
+            score_predictions(PREDICTIONS, processing_s=processing_s)
+    with pytest.raises(ValueError, match="duration_s=nan of 'a'"):
+        score_predictions([dataclasses.replace(PREDICTIONS[0], duration_s=math.nan)], processing_s=1)
+
+
+def test_a_report_read_back_is_the_score(tmp_path: Path) -> None:
+    score = score_predictions(PREDICTIONS, processing_s=0.5)
+    settings = {"infer.compute": "fp16", "manifest": Path("some/where.jsonl")}
+    path = write_report(tmp_path / "new" / "report", score, PREDICTIONS, artefact={"sha256": "ab"}, settings=settings)
+    assert path == tmp_path / "new" / "report" / "report.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert list(content) == ["artefact", "overall", "languages", "settings"]
+    assert content["artefact"] == {"sha256": "ab"}
+    assert Score(content["overall"], content["languages"]) == score
+    assert content["settings"] == {
+        "infer.compute": "fp16",
+        "manifest": "some/where.jsonl",
+        "normaliser_version": NORMALISER_VERSION,
+    }
+    assert "normaliser_version" not in settings
+    assert _files(path.parent) == {"report.json", "predictions.jsonl"}
+
+
+def test_predictions_are_one_object_a_line_raw_and_normalised(tmp_path: Path) -> None:
+    score = score_predictions(PREDICTIONS, processing_s=1)
+    write_report(tmp_path, score, PREDICTIONS, artefact={}, settings={})
+    text = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8")
+    assert "你好世界" in text and "\\u" not in text
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["id"] for row in rows] == ["a", "b", "c", "d"]
+    assert rows[3] == {
+        "id": "d",
+        "language": "ru",
+        "detected_language": "ru",
+        "reference": "ещё мой",
+        "hypothesis": "еще мой",
+        "reference_norm": "еще мой",
+        "hypothesis_norm": "еще мой",
+        "duration_s": 4.0,
+    }
+    assert rows[2]["detected_language"] is None
+
+
+def test_line_breaks_and_broken_characters_stay_within_their_line(tmp_path: Path) -> None:
+    odd = [Prediction("x", "de", None, "eins\nzwei", "eins \ud800 zwei", 1.0)]
+    write_report(tmp_path, score_predictions(odd, processing_s=1), odd, artefact={}, settings={})
+    lines = (tmp_path / "predictions.jsonl").read_bytes().decode("utf-8").split("\n")
+    assert len(lines) == 2 and lines[1] == ""
+    row = json.loads(lines[0])
+    assert (row["reference"], row["hypothesis"]) == ("eins\nzwei", "eins \ud800 zwei")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, object()])
+def test_what_is_not_json_is_refused_before_anything_is_written(tmp_path: Path, bad: object) -> None:
+    score = score_predictions(PREDICTIONS, processing_s=1)
+    with pytest.raises(ValueError, match="cannot be written as JSON"):
+        write_report(tmp_path / "r", score, PREDICTIONS, artefact={"x": bad}, settings={})
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    score = score_predictions(PREDICTIONS, processing_s=1)
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RuntimeError, match=r"file.*report\.dir=PATH"):
+            write_report(folder, score, PREDICTIONS, artefact={}, settings={})
+
+
+def test_a_full_disk_leaves_the_old_report_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = score_predictions(PREDICTIONS, processing_s=1)
+    path = write_report(tmp_path, score, PREDICTIONS, artefact={"run": 1}, settings={})
+    before = {name: (tmp_path / name).read_bytes() for name in _files(tmp_path)}
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("infer.score.report.os.fsync", full)
+    with pytest.raises(RuntimeError, match="No space left on device"):
+        write_report(tmp_path, score, PREDICTIONS[:1], artefact={"run": 2}, settings={})
+    assert {name: (tmp_path / name).read_bytes() for name in _files(tmp_path)} == before
+    monkeypatch.undo()
+    write_report(tmp_path, score, PREDICTIONS[:1], artefact={"run": 2}, settings={})
+    assert json.loads(path.read_text())["artefact"] == {"run": 2}
+
+
+def test_the_table_marks_the_headline_rate_of_each_language() -> None:
+    text = _show(render_table(score_predictions(PREDICTIONS, processing_s=0.5), title="[demo] score"))
+    assert "[demo] score" in text  # brackets are text, not markup
+    assert _row(text, "en") == ["en", "* 25.00", "7.14", "50.0", "2", "3.0 s"]
+    assert _row(text, "zh") == ["zh", "100.00", "* 25.00", "–", "1", "3.0 s"]
+    assert _row(text, "all") == ["all", "28.57", "8.00", "66.7", "4", "10.0 s"]
+    assert "mean over languages 16.67 %" in text and "RTFx 20.0" in text
+
+
+def test_a_score_without_rates_still_makes_a_table() -> None:
+    text = _show(render_table(score_predictions([Prediction("a", "en", None, "", "", 7200.0)], processing_s=0)))
+    assert _row(text, "en") == ["en", "* –", "–", "–", "1", "2 h 00 min"]
+
+
+def test_before_and_after_shows_the_change_in_points(tmp_path: Path) -> None:
+    after = score_predictions(
+        [dataclasses.replace(PREDICTIONS[0], hypothesis="the cat sat"), *PREDICTIONS[1:3]], processing_s=1
+    )
+    before = score_predictions(PREDICTIONS, processing_s=1)
+    text = _show(render_before_after(before, after, title="Demo"))
+    assert _row(text, "en") == ["en", "WER", "25.00", "0.00", "-25.00", "50.0", "50.0"]
+    assert _row(text, "zh") == ["zh", "CER", "25.00", "25.00", "+0.00", "–", "–"]
+    assert _row(text, "ru") == ["ru", "WER", "0.00", "–", "–", "100.0", "–"]
+    assert _row(text, "all")[:5] == ["all", "headline", "16.67", "12.50", "-4.17"]
+
+    path = write_report(tmp_path, before, PREDICTIONS, artefact={}, settings={})
+    read_back: dict[str, Any] = json.loads(path.read_text())
+    assert _show(render_before_after(read_back, after, title="Demo")) == text

@@ -1,0 +1,209 @@
+"""The model that is trained: pretrained in FP32, or from random weights; and which of its parameters learn."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import GenerationConfig, PreTrainedTokenizerBase, WhisperConfig
+
+from data.labels import special_id
+from data.languages import LANGUAGE_CODES
+from infer.artefact import (
+    RECORD_NAME,
+    WEIGHTS_NAME,
+    clean_generation_config,
+    file_sha256,
+    load_tokenizer,
+    refuse_remote_code,
+)
+from infer.encoder import WindowedWhisper
+from train.vocabulary import Unit, learn_tokenizer
+
+logger = logging.getLogger(__name__)
+
+HUB_FILES = ["*.json", "*.safetensors", "merges.txt"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Size of a model from random weights."""
+
+    d_model: int = 128
+    encoder_layers: int = 4
+    decoder_layers: int = 2
+    attention_heads: int = 4
+    ffn_dim: int = 512
+    num_mel_bins: int = 80
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.attention_heads:
+            raise ValueError(f"model.geometry: d_model={self.d_model} must divide by {self.attention_heads} heads")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The `model` group."""
+
+    name: str
+    path: str | None = None
+    """Hub id or local folder; None makes a model from random weights."""
+    revision: str | None = None
+    """Commit or branch on the hub; the commit that it meant is recorded."""
+    dropout: float | None = None
+    """Replaces the model's own; None keeps it."""
+    geometry: Geometry | None = None
+    tokenizer_unit: Unit = "character"
+    """Of the tokenizer that is learnt: `character` or `bpe`."""
+    vocabulary_size: int = 1000
+    """Text tokens of a learnt `bpe` tokenizer."""
+    tokenizer_texts: tuple[str, ...] = ()
+    """Further manifests whose texts the learnt tokenizer covers."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in FP32 with its tokenizer, and where it came from."""
+
+    whisper: WindowedWhisper
+    tokenizer: PreTrainedTokenizerBase
+    source: dict[str, str | None]
+    """Path or hub id, resolved revision, SHA-256 of the weights."""
+
+
+def load_model(settings: ModelSettings, *, texts: Iterable[str] = ()) -> LoadedModel:
+    """Load a pretrained model in FP32, or make one from random weights.
+
+    Args:
+        settings: which one.
+        texts: transcripts, for the tokenizer of a model from random weights.
+
+    Raises:
+        FileNotFoundError: if the folder is not there, or the hub is out of reach and nothing is cached.
+        ValueError: if neither `path` nor `geometry` is given.
+    """
+    if settings.path is None:
+        if settings.geometry is None:
+            raise ValueError("model.path= is missing: give a hub id or a folder, or take model=scratch")
+        return _build_scratch(settings, texts)
+    folder, revision = find_model(settings.path, settings.revision)
+    refuse_remote_code(folder)
+    whisper = WindowedWhisper.from_pretrained(
+        str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True, attn_implementation="sdpa"
+    )
+    _prepare(whisper, settings)
+    weights = folder / WEIGHTS_NAME
+    source = {
+        "name": settings.name,
+        "path": settings.path,
+        "revision": revision,
+        "sha256": file_sha256(weights) if weights.is_file() else None,
+    }
+    return LoadedModel(whisper, load_tokenizer(folder), source)
+
+
+def find_model(path: str, revision: str | None) -> tuple[Path, str | None]:
+    """Return the folder of a model, and the commit that a hub id was resolved to.
+
+    A folder is taken as it is; a hub id comes from the cache, or from the hub where it can be reached.
+
+    Raises:
+        FileNotFoundError: with what to type.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        for name in ("config.json", "tokenizer.json"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"model.path={path} has no {name}; it must be a Whisper folder with safetensors")
+        return folder, None
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise FileNotFoundError(f"model.path={path} is no folder; give a Whisper folder, or a hub id such as openai/whisper-tiny")
+    try:
+        found = Path(snapshot_download(path, revision=revision, allow_patterns=HUB_FILES))
+    except RepositoryNotFoundError as e:
+        raise FileNotFoundError(f"the hub has no model {path}; give another hub id, or a folder as model.path=") from e
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
+        raise FileNotFoundError(
+            f"{path} is not in the cache and the hub cannot be reached; "
+            "download it elsewhere and give its folder: model.path=FOLDER"
+        ) from e
+    return found, found.name
+
+
+def _prepare(whisper: WindowedWhisper, settings: ModelSettings) -> None:
+    config = whisper.config
+    config.use_cache = False
+    config.apply_spec_augment = False  # its masks come from numpy's global state; ours are a function of the clip
+    if settings.dropout is not None:
+        config.dropout = settings.dropout
+        for module in whisper.modules():
+            if isinstance(getattr(module, "dropout", None), float):
+                module.dropout = settings.dropout  # type: ignore[assignment]
+    whisper.generation_config = clean_generation_config(whisper.generation_config or GenerationConfig())
+
+
+def _build_scratch(settings: ModelSettings, texts: Iterable[str]) -> LoadedModel:
+    geometry = settings.geometry
+    assert geometry is not None
+    texts = [*texts, *(text for path in settings.tokenizer_texts for text in _texts_of(Path(path)))]
+    tokenizer = learn_tokenizer(texts, unit=settings.tokenizer_unit, vocabulary_size=settings.vocabulary_size)
+    end_id = special_id(tokenizer, "<|endoftext|>")
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        num_mel_bins=geometry.num_mel_bins,
+        d_model=geometry.d_model,
+        encoder_layers=geometry.encoder_layers,
+        decoder_layers=geometry.decoder_layers,
+        encoder_attention_heads=geometry.attention_heads,
+        decoder_attention_heads=geometry.attention_heads,
+        encoder_ffn_dim=geometry.ffn_dim,
+        decoder_ffn_dim=geometry.ffn_dim,
+        dropout=0.0,
+        pad_token_id=end_id,
+        bos_token_id=end_id,
+        eos_token_id=end_id,
+        decoder_start_token_id=special_id(tokenizer, "<|startoftranscript|>"),
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    whisper = WindowedWhisper(config)
+    whisper.generation_config = build_generation_config(config, tokenizer)
+    _prepare(whisper, settings)
+    source: dict[str, str | None] = {"name": settings.name, "path": None, "revision": None, "sha256": None}
+    return LoadedModel(whisper, tokenizer, source)
+
+
+def build_generation_config(config: WhisperConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Return the generation settings that Whisper's own folders carry, so that stock runtimes can run the model."""
+    end_id = special_id(tokenizer, "<|endoftext|>")
+    vocabulary = tokenizer.get_vocab()
+    half = config.decoder_layers // 2
+    heads = config.decoder_attention_heads
+    return GenerationConfig(
+        eos_token_id=end_id,
+        pad_token_id=end_id,
+        bos_token_id=end_id,
+        decoder_start_token_id=special_id(tokenizer, "<|startoftranscript|>"),
+        max_length=config.max_target_positions,
+        is_multilingual=True,
+        lang_to_id={f"<|{c}|>": vocabulary[f"<|{c}|>"] for c in LANGUAGE_CODES if f"<|{c}|>" in vocabulary},
+        task_to_id={task: special_id(tokenizer, f"<|{task}|>") for task in ("transcribe", "translate")},
+        no_timestamps_token_id=special_id(tokenizer, "<|notimestamps|>"),
+        prev_sot_token_id=special_id(tokenizer, "<|startofprev|>"),
+        # Without measured heads Whisper's own rule is all heads of the later half of the decoder.
+        alignment_heads=[[layer, head] for layer in range(half, config.decoder_layers) for head in range(heads)],
+        return_timestamps=False,
+    )
+
+
+def _texts_of(manifest: Path) -> list[str]:
+    with manifest.open(encoding="utf-8") as file:
+        return [json.loads(line)["text"] for line in file if line.strip()]
+
+

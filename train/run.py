@@ -1,0 +1,314 @@
+"""One training run from settings to artefact: what is built, in which order, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from data.batches import EpochPlan
+from data.dataset import ClipReader, Clips, open_clips
+from data.features import LogMel
+from data.labels import LabelBuilder
+from data.loaders import UpdateDataset, append_quarantine
+from data.manifest import read_manifest
+from infer.artefact import RejectedError, cast_to_half, write_artefact
+from train.adapters import choose_trainable, count_parameters, enable_checkpointing
+from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from train.ema import WeightAverage
+from train.half import HalfCopy
+from train.loop import Loop, Parts
+from train.loss import TrainingObjective
+from train.model import LoadedModel, load_model
+from train.optim import build_optimizer
+from train.precision import (
+    Precision,
+    apply_matmul_precision,
+    inspect_device,
+    resolve_precision,
+    verify_trainable_dtype,
+)
+from train.runtime import build_accelerator, configure_logging, open_run_dir, seed_everything
+from train.settings import TrainSettings
+from train.step import Updater
+from train.tracking import MetricsFile, Tracker, WandbTracker
+
+logger = logging.getLogger(__name__)
+
+EXACT_GROUPS = ("model", "dataset", "window", "augment", "precision", "finetune", "optimizer", "schedule", "trainer")
+"""Groups that must be as they were for a resumed run to be the same run."""
+FREE_KEYS = {("trainer", "num_workers"), ("trainer", "keep_checkpoints"), ("trainer", "log_every_steps")}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run ended."""
+
+    run_dir: Path
+    step: int
+    best_step: int | None
+    best_headline: float | None
+    export_dir: Path | None
+    """The artefact; None if the run was stopped before its end."""
+    stop_signal: int | None
+
+
+def run_training(settings: TrainSettings) -> RunResult:
+    """Train, and export the best weights.
+
+    Raises:
+        ValueError: for settings or data that cannot be used.
+        FileNotFoundError: for a model or manifest that is not there.
+        RuntimeError: if the machine cannot do what was asked, or the weights do not fit FP16.
+    """
+    precision = resolve_precision(settings.precision, inspect_device(_device()))
+    trainer = settings.trainer
+    accelerator = build_accelerator(
+        precision, settings.precision, cache_autocast=not trainer.gradient_checkpointing
+    )
+    run_dir = settings.run_dir.expanduser().absolute()
+    if accelerator.is_main_process:
+        open_run_dir(run_dir, resume=settings.run.resume, overwrite=settings.run.overwrite)
+    accelerator.wait_for_everyone()
+    configure_logging(run_dir, is_main=accelerator.is_main_process)
+    seed_everything(trainer.seed)
+    apply_matmul_precision(precision)
+    logger.info("%s", precision.describe(settings.precision.init_scale))
+    checkpoint = _find_resume(settings, run_dir)
+    loop = _build_loop(settings, precision, accelerator, run_dir, checkpoint)
+    if accelerator.is_main_process:
+        write_json(run_dir / "config.yaml", settings.config)
+    try:
+        if checkpoint is not None:
+            loop.restore(checkpoint)
+            logger.info("resumed at step %d of %d", loop.progress.attempted, trainer.max_steps)
+        is_complete = loop.run()
+        export_dir = _export(loop, settings) if is_complete and accelerator.is_main_process else None
+    finally:
+        for tracker in loop.parts.trackers:
+            tracker.close()
+    accelerator.wait_for_everyone()
+    progress = loop.progress
+    return RunResult(
+        run_dir, progress.attempted, progress.best_step, progress.best_headline, export_dir, loop.stop_signal
+    )
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _find_resume(settings: TrainSettings, run_dir: Path) -> Checkpoint | None:
+    resume = settings.run.resume
+    if resume == "never":
+        return None
+    if resume != "auto":
+        path = Path(resume).expanduser()
+        if not path.is_dir():
+            raise FileNotFoundError(f"run.resume={resume} is no checkpoint; it must be auto, never or a step-NNNNNN folder")
+        checkpoint = load_checkpoint(path)
+    else:
+        found = find_checkpoint(run_dir / "checkpoints")
+        if found is None:
+            return None
+        checkpoint = found[1]
+    _verify_same_run(checkpoint.state["config"], settings.config)
+    return checkpoint
+
+
+def _verify_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [
+        f"{group}.{key}"
+        for group in EXACT_GROUPS
+        for key in sorted({**before.get(group, {}), **now.get(group, {})})
+        if (group, key) not in FREE_KEYS and before.get(group, {}).get(key) != now.get(group, {}).get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"the run in this folder was made with other values of {', '.join(changed)}; "
+            "give them as they were to go on, name another run.name=, or start anew with run.overwrite=true"
+        )
+
+
+def _build_loop(
+    settings: TrainSettings,
+    precision: Precision,
+    accelerator: Accelerator,
+    run_dir: Path,
+    checkpoint: Checkpoint | None,
+) -> Loop:
+    trainer = settings.trainer
+    texts = _all_texts(settings) if settings.model.path is None else []
+    loaded = load_model(settings.model, texts=texts)
+    whisper = loaded.whisper
+    choose_trainable(whisper, settings.finetune)
+    if precision.mode == "bf16_pure":
+        whisper.to(torch.bfloat16)
+    verify_trainable_dtype(whisper.named_parameters(), precision.param_dtype)
+    if trainer.gradient_checkpointing:
+        enable_checkpointing(whisper)
+    train_clips, validation_clips = _open_data(settings, loaded)
+    if accelerator.is_main_process:
+        quarantine = run_dir / "quarantine.jsonl"
+        quarantine.unlink(missing_ok=True)
+        append_quarantine(quarantine, train_clips.rejected)
+    _describe(loaded, train_clips, validation_clips)
+    windows = settings.window.windows()
+    dataset = UpdateDataset(
+        ClipReader(train_clips, cache_gib=settings.dataset.cache_gib),
+        EpochPlan(
+            train_clips.durations_s,
+            windows=windows,
+            global_batch_size=trainer.micro_batch_size * trainer.accumulation_steps * accelerator.num_processes,
+            seed=trainer.seed,
+        ),
+        log_mel=LogMel(whisper.config.num_mel_bins),
+        augmentation=settings.augment,
+        micro_batch_size=trainer.micro_batch_size,
+        pad_id=int(whisper.config.eos_token_id),
+        seed=trainer.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    objective = accelerator.prepare(TrainingObjective(whisper, label_smoothing=trainer.label_smoothing))
+    optimizer = build_optimizer(settings.optimizer, whisper.named_parameters())
+    average = _build_average(settings, loaded)
+    updater = Updater(
+        objective, optimizer, accelerator, max_grad_norm=settings.optimizer.max_grad_norm, average=average
+    )
+    parts = Parts(
+        accelerator=accelerator,
+        whisper=whisper,
+        objective=objective,
+        optimizer=optimizer,
+        updater=updater,
+        average=average,
+        train_clips=train_clips,
+        dataset=dataset,
+        validation_clips=validation_clips,
+        half=HalfCopy(whisper, loaded.tokenizer, windows, device=accelerator.device),
+        trackers=_open_trackers(settings, run_dir, checkpoint, validation_clips) if accelerator.is_main_process else (),
+        run_dir=run_dir,
+        source=loaded.source,
+    )
+    return Loop(parts, settings)
+
+
+def _all_texts(settings: TrainSettings) -> list[str]:
+    return [row.text for path in settings.dataset.train for row in read_manifest(Path(path)).rows]
+
+
+def _open_data(settings: TrainSettings, loaded: LoadedModel) -> tuple[Clips, Clips | None]:
+    dataset = settings.dataset
+    builder = LabelBuilder(
+        loaded.tokenizer,
+        max_positions=loaded.whisper.config.max_target_positions,
+        timestamps=dataset.timestamps,
+    )
+    if not dataset.train:
+        raise ValueError("dataset.train= names no manifest")
+    train_clips = open_clips(
+        [Path(path) for path in dataset.train],
+        builder,
+        strict=dataset.on_bad == "strict",
+        max_bad_share=dataset.max_bad_share,
+    )
+    if not dataset.validation:
+        logger.warning("dataset.validation= is empty: the last step is exported, not the best")
+        return train_clips, None
+    validation = open_clips([Path(path) for path in dataset.validation], builder, strict=True, max_bad_share=0.0)
+    return train_clips, validation
+
+
+def _describe(loaded: LoadedModel, train_clips: Clips, validation_clips: Clips | None) -> None:
+    learning, total = count_parameters(loaded.whisper)
+    logger.info(
+        "model %s: %.1f M parameters, %.1f M learn; vocabulary %d",
+        loaded.source["path"] or loaded.source["name"],
+        total / 1e6,
+        learning / 1e6,
+        loaded.whisper.config.vocab_size,
+    )
+    held_out = "none" if validation_clips is None else f"{len(validation_clips.rows)} clips"
+    logger.info(
+        "data: %d clips, %.2f h, languages %s; validation %s; quarantined %d",
+        len(train_clips.rows),
+        train_clips.audio_s / 3600,
+        " ".join(sorted({row.language for row in train_clips.rows})),
+        held_out,
+        len(train_clips.rejected),
+    )
+
+
+def _build_average(settings: TrainSettings, loaded: LoadedModel) -> WeightAverage | None:
+    trainer = settings.trainer
+    if trainer.ema_decay == 0.0:
+        return None
+    device = torch.device("cpu") if trainer.ema_device == "cpu" else None
+    return WeightAverage(loaded.whisper.named_parameters(), decay=trainer.ema_decay, device=device)
+
+
+def _open_trackers(
+    settings: TrainSettings, run_dir: Path, checkpoint: Checkpoint | None, validation_clips: Clips | None
+) -> Sequence[Tracker]:
+    last_step = checkpoint.state["progress"]["attempted"] if checkpoint is not None else None
+    trackers: list[Tracker] = [MetricsFile(run_dir / "metrics.jsonl", last_step=last_step)]
+    if settings.tracker.name == "wandb":
+        clips = validation_clips.rows if validation_clips is not None else ()
+        trackers.append(
+            WandbTracker(
+                settings.tracker,
+                run_dir=run_dir,
+                name=settings.run.name,
+                config=settings.config,
+                run_id=checkpoint.state["tracker_run_id"] if checkpoint is not None else None,
+                audio={row.id: row.audio for row in clips} if settings.tracker.log_audio else {},
+            )
+        )
+    return trackers
+
+
+def _export(loop: Loop, settings: TrainSettings) -> Path:
+    """Write the artefact from the best step, or from the last where there was no validation."""
+    progress = loop.progress
+    step = progress.best_step if progress.best_step is not None else progress.attempted
+    if step != progress.attempted:
+        loop.load_weights(load_checkpoint(loop.checkpoints_dir / f"step-{step:06d}"))
+    parts = loop.parts
+    record = {
+        "source": parts.source,
+        "trained_steps": step,
+        "precision": settings.precision.name,
+        "finetune": settings.finetune.name,
+        "full_share": settings.window.full_share,
+        "decoding": dict(settings.config.get("decoding", {})),
+        "validation": {"headline": progress.best_headline},
+        "run": settings.run.name,
+    }
+    try:
+        half = cast_to_half(loop.weights_to_ship())
+    except RejectedError as e:
+        rejected = parts.run_dir / "rejected"
+        rejected.mkdir(exist_ok=True)
+        write_json(rejected / "reason.json", {**record, "reason": str(e)})
+        raise
+    return write_artefact(
+        parts.run_dir / "export",
+        half,
+        config=parts.half.config,
+        generation_config=parts.half.generation_config,
+        tokenizer=parts.half.tokenizer,
+        windows=parts.half.windows,
+        record=record,
+    )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as indented JSON, which is also YAML."""
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,134 @@
+"""All that a training run is told, as plain frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.augment import Augmentation
+from data.windows import Windows, build_windows
+from infer.decoding import DecodeSettings
+from train.adapters import FinetuneSettings
+from train.model import ModelSettings
+from train.optim import OptimizerSettings
+from train.precision import PrecisionSettings
+from train.schedule import ScheduleSettings
+from train.tracking import TrackerSettings
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """The `dataset` group."""
+
+    name: str
+    train: tuple[str, ...]
+    """JSONL manifests; their clips are mixed."""
+    validation: tuple[str, ...] = ()
+    """Scored during training, by generated text; the best checkpoint is chosen on them."""
+    test: tuple[str, ...] = ()
+    """Never looked at in training."""
+    on_bad: str = "quarantine"
+    """`quarantine` leaves bad clips out and lists them; `strict` stops at the first."""
+    max_bad_share: float = 0.01
+    """Share of bad lines in a training manifest above which the run does not start."""
+    cache_gib: float = 0.5
+    """Memory for decoded clips in each loader process, in GiB."""
+    timestamps: bool = False
+    """Train timestamp tokens where rows carry segments."""
+
+    def __post_init__(self) -> None:
+        if self.on_bad not in ("quarantine", "strict"):
+            raise ValueError(f"dataset.on_bad={self.on_bad} must be quarantine or strict")
+        if not 0.0 <= self.max_bad_share < 1.0:
+            raise ValueError(f"dataset.max_bad_share={self.max_bad_share} must lie in 0 to 1")
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """The `window` group."""
+
+    name: str
+    edges_s: tuple[float, ...]
+    """Window lengths in seconds, rising to 30."""
+    full_share: float = 0.0
+    """Share of training updates at 30 s."""
+
+    def windows(self) -> Windows:
+        """Return the rule."""
+        return build_windows(self.edges_s, full_share=self.full_share)
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """The `trainer` group; counts of updates and clips."""
+
+    max_steps: int
+    micro_batch_size: int
+    accumulation_steps: int = 1
+    seed: int = 0
+    eval_every_steps: int = 100
+    save_every_steps: int = 500
+    log_every_steps: int = 10
+    eval_batch_size: int = 32
+    patience: int = 0
+    """Validations without a better score before the run ends; 0 never ends it early."""
+    label_smoothing: float = 0.0
+    gradient_checkpointing: bool = False
+    ema_decay: float = 0.0
+    """Of the moving average of the weights, which is then validated and exported; 0 switches it off."""
+    ema_device: str = "auto"
+    """`auto` beside the weights, or `cpu`."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints that are kept, besides the best."""
+    num_workers: int | None = None
+    """Processes that decode; None takes one for each spare core, at most 8."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "micro_batch_size", "accumulation_steps", "log_every_steps", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name}={getattr(self, name)} must be 1 or more")
+        for name in ("eval_every_steps", "save_every_steps", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"trainer.{name}={getattr(self, name)} must be 0 (never) or more")
+        if self.ema_device not in ("auto", "cpu"):
+            raise ValueError(f"trainer.ema_device={self.ema_device} must be auto or cpu")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The `run` group."""
+
+    name: str
+    dir: str
+    """Output folder."""
+    resume: str = "auto"
+    """`auto` goes on where a run in the folder stopped, `never` wants a new folder, else the path of a checkpoint."""
+    overwrite: bool = False
+    """Delete the run in the folder first."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One training run."""
+
+    model: ModelSettings
+    dataset: DatasetSettings
+    window: WindowSettings
+    augment: Augmentation
+    precision: PrecisionSettings
+    finetune: FinetuneSettings
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+    trainer: TrainerSettings
+    decoding: DecodeSettings
+    tracker: TrackerSettings
+    run: RunSettings
+    config: Mapping[str, Any]
+    """The whole configuration as plain values, as it is kept beside the run."""
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.run.dir)

@@ -1,0 +1,128 @@
+"""Score a held-out set with the half copy: error rates of generated text, and the teacher-forced loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from data.batches import collate
+from data.dataset import ClipReader, Clips
+from data.reasons import Rejected
+from infer.artefact import Artefact
+from infer.decoding import DecodeSettings
+from infer.score.evaluation import Prediction, Score, score_predictions
+from infer.transcriber import Clip, Stopwatch, Transcriber
+from train.loss import TrainingObjective
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What one validation found."""
+
+    score: Score
+    predictions: tuple[Prediction, ...]
+    loss: float
+    """Mean over label tokens, in nats, teacher-forced in the half copy."""
+
+    @property
+    def headline(self) -> float:
+        """Mean over languages of each language's own rate (WER, or CER for zh, ja, ...): lower is better."""
+        return float(self.score.overall["headline"])
+
+    def figures(self, name: str) -> dict[str, float]:
+        """Return the log keys `valid/<set>/...`."""
+        overall = self.score.overall
+        figures = {
+            f"valid/{name}/wer": overall["wer"],
+            f"valid/{name}/cer": overall["cer"],
+            f"valid/{name}/headline": overall["headline"],
+            f"valid/{name}/language_accuracy": overall["language_accuracy"],
+            f"valid/{name}/rtfx": overall["rtfx"],
+            f"valid/{name}/loss": self.loss,
+        }
+        for language, rates in self.score.languages.items():
+            figures[f"valid/{name}/{language}/wer"] = rates["wer"]
+            figures[f"valid/{name}/{language}/cer"] = rates["cer"]
+        return {key: value for key, value in figures.items() if value is not None}
+
+
+def validate(artefact: Artefact, clips: Clips, settings: DecodeSettings, *, batch_size: int) -> Validation:
+    """Transcribe a set and score it.
+
+    Args:
+        artefact: the half copy.
+        clips: the set; every clip must be readable.
+        settings: how to decode.
+        batch_size: clips decoded together.
+
+    Raises:
+        AudioError: if a clip cannot be read; a missing item must never improve a score.
+    """
+    predictions, processing_s, transcriber = transcribe_clips(artefact, clips, settings, batch_size=batch_size)
+    loss = _teacher_forced_loss(transcriber, clips, batch_size)
+    return Validation(score_predictions(predictions, processing_s=processing_s), tuple(predictions), loss)
+
+
+def transcribe_clips(
+    artefact: Artefact, clips: Clips, settings: DecodeSettings, *, batch_size: int
+) -> tuple[list[Prediction], float, Transcriber]:
+    """Transcribe the rows of a set; return predictions, seconds spent, and the transcriber."""
+    transcriber = Transcriber(artefact, settings, batch_size=batch_size)
+    with Stopwatch(artefact.model.device) as watch:
+        transcripts = transcriber.transcribe([_clip(clips, i) for i in range(len(clips.rows))])
+    predictions = [
+        Prediction(
+            id=row.id,
+            language=row.language,
+            detected_language=transcript.detected_language,
+            reference=row.text,
+            hypothesis=transcript.text,
+            duration_s=transcript.duration_s,
+        )
+        for row, transcript in zip(clips.rows, transcripts, strict=True)
+    ]
+    return predictions, watch.elapsed_s, transcriber
+
+
+def _clip(clips: Clips, index: int) -> Clip:
+    row = clips.rows[index]
+    return Clip(row.audio, row.offset_s, row.duration_s)
+
+
+@torch.inference_mode()
+def _teacher_forced_loss(transcriber: Transcriber, clips: Clips, batch_size: int) -> float:
+    artefact = transcriber.artefact
+    objective = TrainingObjective(artefact.model).eval()
+    reader = ClipReader(clips, cache_gib=0.0)
+    frames = [artefact.windows.num_frames(duration_s) for duration_s in clips.durations_s]
+    order = sorted(range(len(frames)), key=lambda i: frames[i])
+    total, num_tokens = 0.0, 0
+    for group in _groups(order, frames, batch_size):
+        features = []
+        for i in group:
+            waveform = reader.read(i)
+            if isinstance(waveform, Rejected):
+                raise ValueError(str(waveform))
+            features.append(transcriber.log_mel(waveform, num_frames=frames[i]))
+        batch = collate(
+            features,
+            [clips.labels[i] for i in group],
+            rows=group,
+            audio_s=0.0,
+            pad_id=int(artefact.model.config.eos_token_id),
+        ).to(artefact.model.device)
+        total += float(objective(batch.input_features, batch.decoder_input_ids, batch.labels))
+        num_tokens += batch.num_label_tokens
+    return total / max(1, num_tokens)
+
+
+def _groups(order: Sequence[int], frames: Sequence[int], batch_size: int) -> list[list[int]]:
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and len(groups[-1]) < batch_size and frames[groups[-1][0]] == frames[i]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
