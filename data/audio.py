@@ -23,6 +23,7 @@ SAMPLING_RATE = 16_000  # Hz; Whisper's feature extractor knows no other
 MIN_DURATION_S = 0.1  # below it there is hardly a phone
 MAX_CHANNELS = 8
 MIN_SOURCE_RATE, MAX_SOURCE_RATE = 4_000, 192_000  # Hz; beyond them a header lies
+UNKNOWN_FRAMES = 2**62  # libsndfile says this much of a stream whose header has no length
 DURATION_TOLERANCE = 0.01  # relative; and never less than 0.1 s, since codecs pad
 
 logging.getLogger("libav").setLevel(logging.CRITICAL)  # its complaints come back as our AudioError
@@ -86,7 +87,7 @@ def load_waveform(
         mono = soxr.resample(mono, rate, SAMPLING_RATE, quality="HQ")
     waveform = np.ascontiguousarray(mono, dtype=np.float32)
     found_s = len(waveform) / SAMPLING_RATE
-    if max_duration_s is not None and found_s > max_duration_s + 1e-3:
+    if max_duration_s is not None and len(waveform) > round(max_duration_s * SAMPLING_RATE):
         raise AudioError(Reason.AUDIO_TOO_LONG, path, f"more than {max_duration_s:g} s")
     if duration_s is not None and found_s < duration_s - _tolerance_s(duration_s):
         raise AudioError(Reason.AUDIO_TRUNCATED, path, f"{found_s:.2f} s found, {duration_s:.2f} s expected")
@@ -110,6 +111,8 @@ def probe_duration_s(path: Path) -> float:
     try:
         info = soundfile.info(str(path))
         _verify_format(path, int(info.samplerate), int(info.channels))
+        if info.frames >= UNKNOWN_FRAMES:
+            raise soundfile.LibsndfileError(0, "length unknown: ")
         return float(info.frames) / float(info.samplerate)
     except soundfile.LibsndfileError:
         samples, rate = _decode(path, offset_s=0.0, wanted_s=math.inf)
@@ -139,6 +142,8 @@ def _decode_soundfile(path: Path, offset_s: float, wanted_s: float) -> tuple[npt
             if start >= file.frames:
                 raise AudioError(Reason.AUDIO_TRUNCATED, path, f"offset {offset_s:g} s lies behind the end")
             file.seek(start)
+        if math.isinf(wanted_s) and file.frames >= UNKNOWN_FRAMES:
+            raise soundfile.LibsndfileError(0, "length unknown: ")  # PyAV reads on until the file ends
         frames = -1 if math.isinf(wanted_s) else math.ceil(wanted_s * rate)
         samples: npt.NDArray[np.float32] = file.read(frames, dtype="float32", always_2d=True)
         return samples, rate
@@ -156,20 +161,23 @@ def _decode_av(path: Path, offset_s: float, wanted_s: float) -> tuple[npt.NDArra
                 raise AudioError(Reason.AUDIO_CORRUPT, path, "no audio stream")
             stream = container.streams.audio[0]
             _verify_format(path, int(stream.rate or 0), int(stream.channels or 0))
-            resampler = AudioResampler(format="fltp", layout="mono", rate=SAMPLING_RATE)
+            # No layout: its downmix of floats adds the channels at -3 dB each, and a voice in both gets louder.
+            resampler = AudioResampler(format="fltp", rate=SAMPLING_RATE)
             for frame in container.decode(stream):
                 for part in resampler.resample(frame):
-                    blocks.append(part.to_ndarray()[0].astype(np.float32))
+                    blocks.append(part.to_ndarray().mean(axis=0, dtype=np.float32))
                     found += len(blocks[-1])
                 if found >= wanted:
                     break
             else:
                 for part in resampler.resample(None):
-                    blocks.append(part.to_ndarray()[0].astype(np.float32))
+                    blocks.append(part.to_ndarray().mean(axis=0, dtype=np.float32))
     except (av.FFmpegError, OSError, ValueError) as e:
         if isinstance(e, AudioError):
             raise
         raise AudioError(Reason.AUDIO_CORRUPT, path, str(e).split("\n")[0][:120]) from e
     waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    if skip and skip >= len(waveform):
+        raise AudioError(Reason.AUDIO_TRUNCATED, path, f"offset {offset_s:g} s lies behind the end")
     end = len(waveform) if math.isinf(wanted) else int(wanted)
     return waveform[skip:end, None], SAMPLING_RATE

@@ -66,6 +66,17 @@ class SpeechBatch:
             _num_label_tokens=int((labels != IGNORE_INDEX).sum()),
         )
 
+    def blank(self) -> SpeechBatch:
+        """Return a batch of the same shape without any clip, which only keeps ranks in step."""
+        return dataclasses.replace(
+            self,
+            input_features=torch.zeros_like(self.input_features),
+            labels=torch.full_like(self.labels, IGNORE_INDEX),
+            rows=(),
+            audio_s=0.0,
+            _num_label_tokens=0,
+        )
+
     def _map(self, function: object) -> SpeechBatch:
         assert callable(function)
         return dataclasses.replace(

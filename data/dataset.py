@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data.audio import MIN_DURATION_S, AudioError, Waveform, load_waveform, probe_duration_s
+from data.audio import MIN_DURATION_S, SAMPLING_RATE, AudioError, Waveform, load_waveform, probe_duration_s
 from data.features import MAX_WINDOW_S
-from data.labels import LabelBuilder, LabelError, Labels, TooLongError
+from data.labels import LabelBuilder, LabelError, Labels
 from data.manifest import Manifest, Row, admit, read_manifest
 from data.reasons import Reason, Rejected, reject
 
@@ -85,7 +85,7 @@ def _check_rows(
         try:
             if isinstance(duration, AudioError):
                 raise duration
-            if max_duration_s is not None and duration > max_duration_s + 1e-3:
+            if max_duration_s is not None and round((duration - max_duration_s) * SAMPLING_RATE) > 0:
                 raise AudioError(Reason.AUDIO_TOO_LONG, row.audio, f"{duration:.2f} s")
             if duration < MIN_DURATION_S:
                 reason = Reason.AUDIO_EMPTY if duration == 0 else Reason.AUDIO_TOO_SHORT
@@ -94,8 +94,7 @@ def _check_rows(
         except AudioError as e:
             rejected.append(_reject_row(row, e.reason, e.detail))
         except LabelError as e:
-            reason = Reason.TEXT_TOO_LONG if isinstance(e, TooLongError) else Reason.TEXT_SPECIAL_TOKEN
-            rejected.append(_reject_row(row, reason, str(e)))
+            rejected.append(_reject_row(row, e.reason, str(e)))
     return taken, rejected
 
 
@@ -120,12 +119,14 @@ class ClipReader:
 
         Args:
             clips: the rows.
-            cache_gib: memory for decoded clips, in GiB, in each loader process; 0 decodes every time.
+            cache_gib: memory for decoded clips, in GiB, in each loader process; 0 decodes every time,
+                and leaves the samples as they are.
             max_duration_s: longest clip that is accepted.
         """
         self.clips = clips
         self.max_duration_s = max_duration_s
         self._cache: dict[int, npt.NDArray[np.int16]] = {}
+        self._is_caching = cache_gib > 0
         self._cache_left = int(cache_gib * 2**30)
         self._failed: dict[int, Rejected] = {}
 
@@ -147,13 +148,15 @@ class ClipReader:
         except AudioError as e:
             self._failed[index] = _reject_row(row, e.reason, e.detail)
             return self._failed[index]
-        if self._cache_left >= 2 * len(waveform):
-            samples = np.round(np.clip(waveform, -1.0, 1.0) * INT16_FULL_SCALE).astype(np.int16)
+        if not self._is_caching:
+            return waveform
+        # Rounded whether or not there is room: each worker fills a cache of its own, and neither their number nor the
+        # place where a run was taken up again may change a sample.
+        samples = np.round(np.clip(waveform, -1.0, 1.0) * INT16_FULL_SCALE).astype(np.int16)
+        if self._cache_left >= samples.nbytes:
             self._cache[index] = samples
             self._cache_left -= samples.nbytes
-            # The first reading gives the same samples as every later one: what is computed must not depend on the cache.
-            return (samples / np.float32(INT16_FULL_SCALE)).astype(np.float32)
-        return waveform
+        return (samples / np.float32(INT16_FULL_SCALE)).astype(np.float32)
 
     def reject_duration(self, index: int, found_s: float) -> Rejected:
         """Return the record of a row whose audio is longer than its manifest says, and so than its window."""

@@ -65,7 +65,8 @@ class LogMel:
         num_samples = len(waveform)
         is_whole = num_frames == MAX_WINDOW_S * FRAMES_PER_S
         # A frame hears samples t*160-200 .. t*160+199: those past this one hear only padding.
-        num_heard = min(num_frames, math.ceil((num_samples + HALF) / HOP_LENGTH))
+        # The two behind a full short window are computed too: the loudest cell, which sets the floor, may lie there.
+        num_heard = min(MAX_WINDOW_S * FRAMES_PER_S, math.ceil((num_samples + HALF) / HOP_LENGTH))
         padded = torch.zeros((num_heard - 1) * HOP_LENGTH + N_FFT)
         signal = torch.from_numpy(waveform)
         fits = min(num_samples, len(padded) - HALF)
@@ -81,7 +82,7 @@ class LogMel:
         heard = (self._filters @ power).clamp_min_(MEL_FLOOR).log10_()
         floor = max(float(heard.max()) - DYNAMIC_RANGE, math.log10(MEL_FLOOR))
         log_mel = torch.full((self.num_mel_bins, num_frames), floor)
-        log_mel[:, :num_heard] = heard.clamp_min_(floor)
+        log_mel[:, :num_heard] = heard[:, :num_frames].clamp_min_(floor)
         return log_mel.add_(4.0).div_(4.0)
 
     def batch(self, waveforms: Sequence[Waveform], *, num_frames: int) -> Tensor:

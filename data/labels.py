@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from data.manifest import Row
+from data.reasons import Reason
 
 IGNORE_INDEX = -100  # no loss where a label has this value; torch's own default
 TIMESTAMP_STEP_S = 0.02
@@ -19,11 +20,27 @@ MAX_PROMPT_SHARE = 0.5  # of the label positions, as OpenAI's decoding cuts it: 
 
 
 class LabelError(ValueError):
-    """A text that cannot become labels."""
+    """A text that cannot become labels; `reason` says why."""
+
+    reason = Reason.TEXT_SPECIAL_TOKEN
 
 
 class TooLongError(LabelError):
     """A text that needs more label positions than the model has."""
+
+    reason = Reason.TEXT_TOO_LONG
+
+
+class SegmentTimeError(LabelError):
+    """A segment that no timestamp token can name."""
+
+    reason = Reason.SEGMENT_TIME
+
+
+class MissingLanguageError(LabelError):
+    """A language of Whisper's that this tokenizer has no token for."""
+
+    reason = Reason.TEXT_LANGUAGE
 
 
 @dataclass(frozen=True)
@@ -77,8 +94,11 @@ class LabelBuilder:
 
         Raises:
             TooLongError: if they do not fit the model; they are never cut.
-            LabelError: if the text holds a control token such as `<|en|>`.
+            LabelError: if the text holds a control token such as `<|en|>`, a segment lies outside the window, or the
+                tokenizer does not know the language.
         """
+        if f"<|{row.language}|>" not in self._special_tokens:
+            raise MissingLanguageError(f"the tokenizer has no token <|{row.language}|>")
         with_times = self.timestamps and bool(row.segments)
         prefix = self.prefix_ids(row.language, row.task, timestamps=with_times)
         prompt = self._prompt_ids(row.prompt)
@@ -116,7 +136,7 @@ class LabelBuilder:
     def _timestamp_id(self, time_s: float) -> int:
         steps = round(time_s / TIMESTAMP_STEP_S)
         if not 0 <= steps * TIMESTAMP_STEP_S <= 30:
-            raise LabelError(f"a segment lies at {time_s:.2f} s, outside the clip's window of 30 s")
+            raise SegmentTimeError(f"a segment lies at {time_s:.2f} s, outside the clip's window of 30 s")
         return special_id(self.tokenizer, f"<|{steps * TIMESTAMP_STEP_S:.2f}|>")
 
 

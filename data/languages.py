@@ -29,5 +29,6 @@ def verify_language(language: str) -> str:
     if near not in LANGUAGES:
         matches = difflib.get_close_matches(lowered, [*LANGUAGES, *by_name], n=1)
         near = by_name.get(matches[0], matches[0]) if matches else ""
-    hint = f"; did you mean {near!r}?" if near else ""
-    raise ValueError(f"unknown language {language!r}{hint} Whisper knows {len(LANGUAGES)} codes: en, zh, de, es, ru ...")
+    hint = f"; did you mean {near!r}?" if near else "."
+    known = f"Whisper knows {len(LANGUAGES)} codes: en, zh, de, es, ru ..."
+    raise ValueError(f"unknown language {language!r}{hint} {known}")

@@ -83,9 +83,7 @@ class UpdateDataset(Dataset[UpdateBatches]):
         """Read one update."""
         updates = self.updates_of(position.epoch)
         update = updates[position.update]
-        parts = update.micro_batches(
-            micro_batch_size=self.micro_batch_size, rank=self.rank, world_size=self.world_size
-        )
+        parts = update.micro_batches(micro_batch_size=self.micro_batch_size, rank=self.rank, world_size=self.world_size)
         batches = tuple(self._read(part, update.num_frames, position.epoch) for part in parts)
         is_last = position.update + 1 == len(updates)
         following = Position(position.epoch + 1, 0) if is_last else Position(position.epoch, position.update + 1)

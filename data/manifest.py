@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +166,8 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise _LineError(Reason.LINE_JSON, f"column {e.colno}: {e.msg}") from e
     except RecursionError as e:
         raise _LineError(Reason.LINE_JSON, "nested too deeply") from e
+    except ValueError as e:  # Python reads no integer of more than 4300 digits
+        raise _LineError(Reason.LINE_JSON, "a number has too many digits") from e
     if not isinstance(fields, dict):
         raise _LineError(Reason.LINE_JSON, f"found {type(fields).__name__}")
     return fields
@@ -177,7 +179,6 @@ def _build_row(fields: dict[str, Any], manifest: Path, line: int) -> Row:
         raise _LineError(Reason.LINE_URL, audio[:80])
     if "\0" in audio:
         raise _LineError(Reason.LINE_JSON, "NUL in audio")
-    audio_path = manifest.parent / Path(audio).expanduser()
     language = _text(fields, "language")
     try:
         verify_language(language)
@@ -189,9 +190,7 @@ def _build_row(fields: dict[str, Any], manifest: Path, line: int) -> Row:
     text = _text(fields, "text").strip()
     if not text:
         raise _LineError(Reason.TEXT_EMPTY)
-    if not audio_path.is_file():
-        reason = Reason.AUDIO_NOT_A_FILE if audio_path.exists() else Reason.AUDIO_MISSING
-        raise _LineError(reason, str(audio_path))
+    audio_path = _find_audio(manifest.parent, audio)
     offset_s = _seconds(fields, "offset_s")
     return Row(
         id=_text(fields, "id", default="") or (f"{audio}@{offset_s:g}" if offset_s else audio),
@@ -209,6 +208,17 @@ def _build_row(fields: dict[str, Any], manifest: Path, line: int) -> Row:
     )
 
 
+def _find_audio(folder: Path, audio: str) -> Path:
+    try:
+        path = folder / Path(audio).expanduser()
+        if path.is_file():
+            return path
+        reason = Reason.AUDIO_NOT_A_FILE if path.exists() else Reason.AUDIO_MISSING
+    except (OSError, RuntimeError) as e:  # a name too long, a folder that may not be entered, `~nobody`
+        raise _LineError(Reason.AUDIO_MISSING, f"{audio:.200}: {getattr(e, 'strerror', None) or e}") from e
+    raise _LineError(reason, str(path))
+
+
 def _text(fields: dict[str, Any], name: str, *, default: str | None = None) -> str:
     value = fields.get(name)
     if value is None and default is not None:
@@ -217,6 +227,10 @@ def _text(fields: dict[str, Any], name: str, *, default: str | None = None) -> s
         raise _LineError(Reason.LINE_JSON, f"field {name!r} is missing; found {', '.join(sorted(fields)) or 'nothing'}")
     if not isinstance(value, str):
         raise _LineError(Reason.LINE_JSON, f"field {name!r} must be text, found {value!r:.40}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise _LineError(Reason.LINE_ENCODING, f"field {name!r} holds half a surrogate pair") from e
     return value
 
 
@@ -224,7 +238,7 @@ def _seconds(fields: dict[str, Any], name: str) -> float | None:
     value = fields.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
         raise _LineError(Reason.LINE_JSON, f"field {name!r} must be seconds, 0 or more, found {value!r:.40}")
     return float(value)
 

@@ -28,6 +28,7 @@ class Reason(Enum):
     TEXT_SPECIAL_TOKEN = ("T07", "the transcript holds a control token of the tokenizer")
     TEXT_LANGUAGE = ("T08", "the language is not one of Whisper's")
     TEXT_TASK = ("T10", "the task is neither transcribe nor translate")
+    SEGMENT_TIME = ("T11", "a segment lies outside the clip's window")
     LINE_JSON = ("M01", "the line is not a JSON object with the fields of a manifest")
     LINE_ENCODING = ("T01", "the line is not UTF-8")
     LINE_DUPLICATE_ID = ("M02", "the id occurs twice")
@@ -66,7 +67,12 @@ def reject(
 ) -> Rejected:
     """Build the record of a row that is not taken; `detail` says what was found."""
     message = f"{reason.message}: {detail}" if detail else reason.message
-    return Rejected(str(manifest), line, id, str(audio), reason.code, message)
+    return Rejected(str(manifest), line, _writable(id), _writable(str(audio)), reason.code, _writable(message))
+
+
+def _writable(text: str) -> str:
+    """Replace half surrogate pairs, which JSON can spell and UTF-8 cannot: the record itself must be writable."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def summarise(rejected: Iterable[Rejected], *, num_shown: int = 5) -> str:

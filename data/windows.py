@@ -25,7 +25,7 @@ class Windows:
         edges = self.edges_s
         if not edges or list(edges) != sorted(set(edges)) or edges[0] <= 0 or edges[-1] != MAX_WINDOW_S:
             raise ValueError(f"window.edges_s={list(edges)} must rise and end at {MAX_WINDOW_S}, as [5, 10, 20, 30]")
-        if any(edge * FRAMES_PER_S % 2 for edge in edges):
+        if not all(abs(math.remainder(edge, 0.02)) < 1e-9 for edge in edges):
             raise ValueError(f"window.edges_s={list(edges)}: each edge must be a multiple of 0.02 s")
         if not 0.0 <= self.full_share <= 1.0:
             raise ValueError(f"window.full_share={self.full_share} must lie in 0 to 1")
@@ -41,8 +41,8 @@ class Windows:
         Raises:
             ValueError: if the clip is longer than 30 s.
         """
-        # Compared in whole samples: 2.0 s of audio must not need the next window because of a rounded duration.
-        num_samples = math.ceil(round(duration_s * FRAMES_PER_S * HOP_LENGTH, 3))
+        # In whole samples, rounded as the resampler does: 2 s and one sample more at 44.1 kHz are 32000 at 16 kHz.
+        num_samples = round(duration_s * FRAMES_PER_S * HOP_LENGTH)
         frames = [round(edge * FRAMES_PER_S) for edge in self.edges_s]
         index = bisect.bisect_left(frames, math.ceil(num_samples / HOP_LENGTH))
         if index == len(frames):

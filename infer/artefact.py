@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -30,6 +31,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
+from data.labels import special_id
 from data.windows import Windows, build_windows, full_windows
 from infer.encoder import WindowedWhisper
 
@@ -121,6 +123,7 @@ def load_artefact(path: Path | str, *, compute: str = "auto", device: torch.devi
     tokenizer = load_tokenizer(path)
     refuse_remote_code(path)
     model = WindowedWhisper.from_pretrained(str(path), dtype=dtype, use_safetensors=True, local_files_only=True)
+    _verify_ids(path, model.config, tokenizer)
     model.eval().to(device)
     windows = build_windows(record["windows_s"]) if record.get("windows_s") else full_windows()
     return Artefact(
@@ -152,6 +155,19 @@ def refuse_remote_code(path: Path) -> None:
         raise ValueError(f"{path}/config.json asks for remote code (auto_map); a model folder is data, never code")
 
 
+def _verify_ids(path: Path, config: WhisperConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    expected = {"decoder_start_token_id": "<|startoftranscript|>", "eos_token_id": "<|endoftext|>"}
+    for field_name, token in expected.items():
+        found, index = getattr(config, field_name), special_id(tokenizer, token)
+        if found != index:
+            raise ValueError(
+                f"{path}: {field_name} is {found} in config.json, but the tokenizer's {token} is {index}; "
+                "tokenizer and model do not belong together"
+            )
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}")
+
+
 def cast_to_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Cast FP32 weights to FP16 once.
 
@@ -166,7 +182,8 @@ def cast_to_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     faults: list[str] = []
     half: dict[str, Tensor] = {}
-    num_flushed = num_nonzero = 0
+    flushed: dict[str, int] = {}
+    num_nonzero = 0
     for name, tensor in state.items():
         if name in TIED_NAMES:
             continue
@@ -176,10 +193,14 @@ def cast_to_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             faults.append(f"{name} reaches {float(tensor.abs().max()):.3g}, FP16 ends at {FP16_MAX:g}")
         cast = tensor.detach().to("cpu", torch.float16).contiguous()
         num_nonzero += int((tensor != 0).sum())
-        num_flushed += int(((tensor != 0).cpu() & (cast == 0)).sum())
+        flushed[name] = int(((tensor != 0).cpu() & (cast == 0)).sum())
         half[name] = cast
+    num_flushed = sum(flushed.values())
     if num_flushed > MAX_FLUSHED_SHARE * max(1, num_nonzero):
-        faults.append(f"{num_flushed} of {num_nonzero} non-zero weights would become zero")
+        worst = max(flushed, key=lambda name: flushed[name])
+        faults.append(
+            f"{num_flushed} of {num_nonzero} non-zero weights would become zero, {flushed[worst]} of them in {worst}"
+        )
     if faults:
         raise RejectedError("the weights do not fit FP16: " + "; ".join(faults))
     return half
@@ -223,9 +244,11 @@ def write_artefact(
         _write_processor(temporary, config, tokenizer)
         _finish_record(temporary, record, windows, dtype)
         _replace_folder(temporary, target)
-    except OSError as e:
+    except BaseException as e:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RuntimeError(f"cannot write {target}: {e.strerror or e}") from e
+        if isinstance(e, OSError | SafetensorError):  # the latter is how safetensors reports a full disk
+            raise RuntimeError(f"cannot write {target}: {getattr(e, 'strerror', None) or e}") from e
+        raise
     return target
 
 
@@ -280,7 +303,11 @@ def _replace_folder(temporary: Path, target: Path) -> None:
     if target.exists():
         retired = target.parent / f".old-{target.name}-{uuid.uuid4().hex[:8]}"
         target.rename(retired)
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except OSError:
+            retired.rename(target)
+            raise
         shutil.rmtree(retired, ignore_errors=True)
     else:
         temporary.rename(target)
@@ -321,6 +348,6 @@ def _stored_dtype(weights: Path) -> str:
     from safetensors import safe_open
 
     with safe_open(str(weights), framework="pt") as file:
-        dtypes = {str(file.get_slice(name).get_dtype()) for name in file.keys()}
+        dtypes = {str(file.get_slice(name).get_dtype()) for name in file.keys()  # noqa: SIM118 - not a dict}
     names = {"F16": "float16", "F32": "float32", "BF16": "bfloat16"}
     return "+".join(sorted(names.get(dtype, dtype) for dtype in dtypes))

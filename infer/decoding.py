@@ -108,7 +108,13 @@ class Decoder:
         )
         tokens = self._generate(hidden, prefix, settings)
         return [
-            self._read(tokens[i], language=chosen[i], detected=codes[i], probability=probabilities[i])
+            self._read(
+                tokens[i],
+                language=chosen[i],
+                detected=codes[i],
+                probability=probabilities[i],
+                window_s=hidden.shape[1] / POSITIONS_PER_S,
+            )
             for i in range(len(codes))
         ]
 
@@ -127,7 +133,7 @@ class Decoder:
     def _generate(self, hidden: Tensor, prefix: Tensor, settings: DecodeSettings) -> Tensor:
         room = self.model.config.max_target_positions - prefix.shape[1]
         config = _generation_config(self.model.generation_config)
-        limit = settings.max_new_tokens or EXTRA_TOKENS + hidden.shape[1] // POSITIONS_PER_S * MAX_TOKENS_PER_S
+        limit = settings.max_new_tokens or EXTRA_TOKENS + hidden.shape[1] * MAX_TOKENS_PER_S // POSITIONS_PER_S
         config.num_beams = settings.num_beams
         config.max_length = prefix.shape[1] + min(limit, room)
         # The generate of Whisper pads every window to 30 s again; the one below it does not.
@@ -158,14 +164,14 @@ class Decoder:
             processors.append(WhisperTimeStampLogitsProcessor(timed, begin_index=begin_index))
         return processors
 
-    def _read(self, tokens: Tensor, *, language: str, detected: str, probability: float) -> Decoded:
+    def _read(self, tokens: Tensor, *, language: str, detected: str, probability: float, window_s: float) -> Decoded:
         ids = [int(i) for i in tokens.tolist()]
         is_cut = self.label_builder.end_id not in ids
         ids = ids if is_cut else ids[: ids.index(self.label_builder.end_id)]
         text = self.tokenizer.decode([i for i in ids if i < self.timestamp_begin], skip_special_tokens=True)
-        return Decoded(text.strip(), language, detected, probability, self._segments(ids), is_cut)
+        return Decoded(text.strip(), language, detected, probability, self._segments(ids, window_s), is_cut)
 
-    def _segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
+    def _segments(self, ids: Sequence[int], window_s: float) -> tuple[Segment, ...]:
         segments: list[Segment] = []
         start_s: float | None = None
         words: list[int] = []
@@ -179,6 +185,9 @@ class Decoder:
                 segments.append(Segment(start_s, time_s, text))
                 words = []
             start_s = time_s
+        if start_s is not None and words:  # cut before its closing timestamp; what was said must still stand somewhere
+            text = self.tokenizer.decode(words, skip_special_tokens=True).strip()
+            segments.append(Segment(start_s, max(start_s, window_s), text))
         return tuple(segments)
 
 

@@ -1,8 +1,8 @@
 """Make the demo corpus: sentences from data/demo/lexicon/, spoken by espeak-ng.
 
-    python scripts/make_demo_corpus.py --check         # lexicons only, writes nothing
-    python scripts/make_demo_corpus.py --part shipped  # data/demo/corpus/, part of the repository
-    python scripts/make_demo_corpus.py --part base     # data/demo/build/, to train the base model of the demo
+python scripts/make_demo_corpus.py --check         # lexicons only, writes nothing
+python scripts/make_demo_corpus.py --part shipped  # data/demo/corpus/, part of the repository
+python scripts/make_demo_corpus.py --part base     # data/demo/build/, to train the base model of the demo
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From Hydra's configuration to frozen dataclasses: every key known, every type right, or a message that says what to type.
+"""From Hydra's configuration to frozen dataclasses: every key known and every type right, or a message what to type.
 
 Only `scripts/` knows Hydra and OmegaConf.
 """
@@ -208,11 +208,11 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], int]], Cal
 
         @functools.wraps(function)
         def guarded(config: DictConfig) -> None:
-            status.append(_run_guarded(lambda: function(config)))
+            status.append(run_guarded(lambda: function(config)))
 
         @functools.wraps(function)
         def main() -> None:
-            code = _run_guarded(lambda: verify_overrides(config_name, sys.argv[1:]) or 0)
+            code = run_guarded(functools.partial(verify_overrides, config_name, sys.argv[1:]))
             if code:
                 sys.exit(code)
             register_resolvers()
@@ -225,14 +225,13 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], int]], Cal
     return decorate
 
 
-def _run_guarded(action: Callable[[], int]) -> int:
+def run_guarded(action: Callable[[], int | None]) -> int:
+    """Run an action; turn a user's mistake into one line and the exit code 2, an interrupt into 130."""
     try:
-        return action()
+        return action() or 0
     except (*USER_ERRORS, HydraException, OmegaConfBaseException) as e:
         text = traceback.format_exc()
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.FileHandler):
-                handler.stream.write(text)
+        logging.getLogger(__name__).debug("%s", text)
         if os.environ.get("MEZZAVOCE_TRACEBACK"):
             print(text, file=sys.stderr)
         print(f"error: {e}", file=sys.stderr)

@@ -1,13 +1,14 @@
 """Fine-tune Whisper, and export the best weights in FP16.
 
-    accelerate launch scripts/train.py                                          the built-in demo
-    accelerate launch scripts/train.py model=large_v3 dataset=manifest dataset.train=my.jsonl finetune=lora
+accelerate launch scripts/train.py                                          the built-in demo
+accelerate launch scripts/train.py model=large_v3 dataset=manifest dataset.train=my.jsonl finetune=lora
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run by path: scripts/ would hide the package `train` and the library `evaluate`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -49,6 +50,11 @@ def build_settings(config: DictConfig) -> TrainSettings:
     """
     plain = to_plain(config)
     plain.pop("recommended")
+    return settings_from_plain(plain)
+
+
+def settings_from_plain(plain: dict[str, Any]) -> TrainSettings:
+    """Check the plain values of a configuration, such as the `config.yaml` of a run."""
     unknown = sorted(plain.keys() - GROUPS.keys())
     if unknown:
         raise SettingsError(f"unknown group {unknown[0]}; known are {', '.join(GROUPS)}")

@@ -117,5 +117,3 @@ def enable_checkpointing(whisper: WindowedWhisper) -> None:
     whisper.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # A frozen first convolution gives the first layer an input without gradient; non-reentrant checkpoints allow that.
     assert all(getattr(layer, "gradient_checkpointing", True) for layer in whisper.model.encoder.layers)
-
-

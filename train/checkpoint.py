@@ -126,7 +126,7 @@ def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
 
 
 def prune_checkpoints(checkpoints_dir: Path, *, keep_last: int, keep: Mapping[str, int | None]) -> None:
-    """Delete all but the newest ones and those of the named steps, such as the best; call after a new one is in place."""
+    """Delete all but the newest and those of the named steps, such as the best; call after a new one is in place."""
     spared = {step for step in keep.values() if step is not None}
     for path in list_checkpoints(checkpoints_dir)[:-keep_last]:
         if int(path.name.removeprefix("step-")) not in spared:

@@ -1,12 +1,11 @@
 """When an update must not move the weights, and when the run must stop.
 
-A non-finite gradient under a finite loss means that the loss scale is too high: the scaler's business. A non-finite loss
-is a fault of the data or of the forward: halving the scale cannot mend it.
+A non-finite gradient under a finite loss means that the loss scale is too high: the scaler's business. A non-finite
+loss is a fault of the data or of the forward: halving the scale cannot mend it.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +50,9 @@ class SkipGuard:
             return
         where = f"; first non-finite output in {module}" if module else ""
         if loss_scale is not None and loss_scale < MIN_LOSS_SCALE:
-            raise NonFiniteError(f"the loss scale fell to {loss_scale:g}, below {MIN_LOSS_SCALE:g}{where}; use precision=bf16")
+            raise NonFiniteError(
+                f"the loss scale fell to {loss_scale:g}, below {MIN_LOSS_SCALE:g}{where}; use precision=bf16"
+            )
         if self.num_in_a_row >= MAX_SKIPS_IN_A_ROW:
             remedy = "; use precision=bf16, or a lower precision.init_scale" if loss_scale is not None else ""
             raise NonFiniteError(f"{self.num_in_a_row} updates in a row had a non-finite gradient{where}{remedy}")
@@ -100,5 +101,3 @@ def _watch(name: str, found: list[str]):  # type: ignore[no-untyped-def]
             found.append(name)
 
     return hook
-
-

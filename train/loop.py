@@ -125,9 +125,12 @@ class Loop:
             pin_memory=self.parts.accelerator.device.type == "cuda",
         )
         self.parts.objective.train()
-        with self._signals(), ProgressBar(
-            trainer.max_steps, start=self.progress.attempted, shown=self.parts.accelerator.is_main_process
-        ) as bar:
+        with (
+            self._signals(),
+            ProgressBar(
+                trainer.max_steps, start=self.progress.attempted, shown=self.parts.accelerator.is_main_process
+            ) as bar,
+        ):
             while self.progress.attempted < trainer.max_steps and self.stop_signal is None:
                 result, batches = self._update(updates)
                 bar.advance(result, lr=self._lr(), audio_s=sum(b.audio_s for b in batches.micro_batches))
@@ -178,7 +181,7 @@ class Loop:
         if not bad:
             return list(micro_batches)
         kept = [[i for i, row in enumerate(batch.rows) if row not in bad] for batch in micro_batches]
-        return [batch.select(keep) if keep else batch for batch, keep in zip(micro_batches, kept, strict=True)]
+        return [batch.select(keep) if keep else batch.blank() for batch, keep in zip(micro_batches, kept, strict=True)]
 
     def _non_finite(self, row: int) -> Rejected:
         clip = self.parts.train_clips.rows[row]
@@ -229,9 +232,7 @@ class Loop:
         with self.throughput.paused():
             artefact = self.parts.half.refresh(self.weights_to_ship())
             states = random_states()
-            found = validate(
-                artefact, clips, self.settings.decoding, batch_size=self.settings.trainer.eval_batch_size
-            )
+            found = validate(artefact, clips, self.settings.decoding, batch_size=self.settings.trainer.eval_batch_size)
             restore_random_states(states)
             self.parts.objective.train()
             return self._judge(found)
@@ -306,7 +307,9 @@ class Loop:
         state = checkpoint.state
         scaler = self.parts.updater.scaler
         if (scaler is None) != (state["scaler"] is None):
-            raise ValueError("the checkpoint was made with another precision; take the same precision=, or a new run.dir=")
+            raise ValueError(
+                "the checkpoint was made with another precision; take the same precision=, or a new run.dir="
+            )
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])
         self.progress = Progress.from_state(state["progress"])

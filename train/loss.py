@@ -16,8 +16,8 @@ from infer.encoder import WindowedWhisper, encode
 def summed_nll(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Sum the negative log-likelihood over label tokens, in nats.
 
-    Summed, not averaged, so that micro-batches and ranks with unlike label lengths can be weighed together by one global
-    token count (see `train.step`).
+    Summed, not averaged, so that micro-batches and ranks with unlike label lengths can be weighed together by one
+    global token count (see `train.step`).
 
     Args:
         logits: (B, T, V), any float dtype; cast to float32 here, because BF16 carries only 8 significant bits.

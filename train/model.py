@@ -16,7 +16,6 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, WhisperConfi
 from data.labels import special_id
 from data.languages import LANGUAGE_CODES
 from infer.artefact import (
-    RECORD_NAME,
     WEIGHTS_NAME,
     clean_generation_config,
     file_sha256,
@@ -120,10 +119,14 @@ def find_model(path: str, revision: str | None) -> tuple[Path, str | None]:
     if folder.is_dir():
         for name in ("config.json", "tokenizer.json"):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"model.path={path} has no {name}; it must be a Whisper folder with safetensors")
+                raise FileNotFoundError(
+                    f"model.path={path} has no {name}; it must be a Whisper folder with safetensors"
+                )
         return folder, None
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise FileNotFoundError(f"model.path={path} is no folder; give a Whisper folder, or a hub id such as openai/whisper-tiny")
+        raise FileNotFoundError(
+            f"model.path={path} is no folder; give a Whisper folder, or a hub id such as openai/whisper-tiny"
+        )
     try:
         found = Path(snapshot_download(path, revision=revision, allow_patterns=HUB_FILES))
     except RepositoryNotFoundError as e:
@@ -205,5 +208,3 @@ def build_generation_config(config: WhisperConfig, tokenizer: PreTrainedTokenize
 def _texts_of(manifest: Path) -> list[str]:
     with manifest.open(encoding="utf-8") as file:
         return [json.loads(line)["text"] for line in file if line.strip()]
-
-

@@ -31,7 +31,12 @@ class PrecisionSettings:
     def __post_init__(self) -> None:
         if self.name != "auto" and self.name not in MODES:
             raise ValueError(f"precision={self.name} must be one of auto, {', '.join(MODES)}")
-        if self.init_scale <= 0 or self.growth_factor <= 1 or not 0 < self.backoff_factor < 1 or self.growth_interval < 1:
+        if (
+            self.init_scale <= 0
+            or self.growth_factor <= 1
+            or not 0 < self.backoff_factor < 1
+            or self.growth_interval < 1
+        ):
             raise ValueError(
                 "precision: init_scale must be above 0, growth_factor above 1, backoff_factor in 0 to 1, "
                 "growth_interval 1 or more"
@@ -145,8 +150,8 @@ def _build(mode: Mode, reason: str) -> Precision:
 def apply_matmul_precision(precision: Precision) -> None:
     """Set what FP32 matmuls and convolutions may do on CUDA.
 
-    cuDNN convolutions use TF32 unless told otherwise, so an "FP32" run is not one by itself. In the AMP modes what stays
-    in FP32 may use TF32, which is more exact than the half-precision work around it.
+    cuDNN convolutions use TF32 unless told otherwise, so an "FP32" run is not one by itself. In the AMP modes what
+    stays in FP32 may use TF32, which is more exact than the half-precision work around it.
     """
     allow_tf32 = precision.mode != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32

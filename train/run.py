@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from data.features import LogMel
 from data.labels import LabelBuilder
 from data.loaders import UpdateDataset, append_quarantine
 from data.manifest import read_manifest
-from infer.artefact import RejectedError, cast_to_half, write_artefact
 from train.adapters import choose_trainable, count_parameters, enable_checkpointing
 from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from train.curves import draw_curves
 from train.ema import WeightAverage
+from train.export import describe_run, export_weights, write_json
 from train.half import HalfCopy
 from train.loop import Loop, Parts
 from train.loss import TrainingObjective
@@ -69,9 +69,7 @@ def run_training(settings: TrainSettings) -> RunResult:
     """
     precision = resolve_precision(settings.precision, inspect_device(_device()))
     trainer = settings.trainer
-    accelerator = build_accelerator(
-        precision, settings.precision, cache_autocast=not trainer.gradient_checkpointing
-    )
+    accelerator = build_accelerator(precision, settings.precision, cache_autocast=not trainer.gradient_checkpointing)
     run_dir = settings.run_dir.expanduser().absolute()
     if accelerator.is_main_process:
         open_run_dir(run_dir, resume=settings.run.resume, overwrite=settings.run.overwrite)
@@ -90,6 +88,8 @@ def run_training(settings: TrainSettings) -> RunResult:
             logger.info("resumed at step %d of %d", loop.progress.attempted, trainer.max_steps)
         is_complete = loop.run()
         export_dir = _export(loop, settings) if is_complete and accelerator.is_main_process else None
+        if accelerator.is_main_process:
+            draw_curves(run_dir / "metrics.jsonl", run_dir / "curves.png", title=settings.run.name)
     finally:
         for tracker in loop.parts.trackers:
             tracker.close()
@@ -111,7 +111,7 @@ def _find_resume(settings: TrainSettings, run_dir: Path) -> Checkpoint | None:
     if resume != "auto":
         path = Path(resume).expanduser()
         if not path.is_dir():
-            raise FileNotFoundError(f"run.resume={resume} is no checkpoint; it must be auto, never or a step-NNNNNN folder")
+            raise FileNotFoundError(f"run.resume={resume} must be auto, never or the folder of a checkpoint")
         checkpoint = load_checkpoint(path)
     else:
         found = find_checkpoint(run_dir / "checkpoints")
@@ -280,35 +280,10 @@ def _export(loop: Loop, settings: TrainSettings) -> Path:
     step = progress.best_step if progress.best_step is not None else progress.attempted
     if step != progress.attempted:
         loop.load_weights(load_checkpoint(loop.checkpoints_dir / f"step-{step:06d}"))
-    parts = loop.parts
-    record = {
-        "source": parts.source,
-        "trained_steps": step,
-        "precision": settings.precision.name,
-        "finetune": settings.finetune.name,
-        "full_share": settings.window.full_share,
-        "decoding": dict(settings.config.get("decoding", {})),
-        "validation": {"headline": progress.best_headline},
-        "run": settings.run.name,
-    }
-    try:
-        half = cast_to_half(loop.weights_to_ship())
-    except RejectedError as e:
-        rejected = parts.run_dir / "rejected"
-        rejected.mkdir(exist_ok=True)
-        write_json(rejected / "reason.json", {**record, "reason": str(e)})
-        raise
-    return write_artefact(
-        parts.run_dir / "export",
-        half,
-        config=parts.half.config,
-        generation_config=parts.half.generation_config,
-        tokenizer=parts.half.tokenizer,
-        windows=parts.half.windows,
-        record=record,
+    return export_weights(
+        loop.parts.run_dir / "export",
+        loop.weights_to_ship(),
+        loop.parts.half,
+        dtype=torch.float16,
+        record=describe_run(settings, loop.parts.source, step=step, headline=progress.best_headline),
     )
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping as indented JSON, which is also YAML."""
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, GradScalerKwargs
-
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -55,7 +54,7 @@ def build_accelerator(precision: Precision, settings: PrecisionSettings, *, cach
         # Accelerate 1.15 runs plain FP32 on a CPU when asked for fp16, without a word. With these two set, autocast and
         # scaling go through the same code as on CUDA.
         accelerator.native_amp = True
-        accelerator.scaler = torch.amp.GradScaler("cpu", **scaler_options)
+        accelerator.scaler = torch.amp.GradScaler("cpu", **scaler_options)  # type: ignore[arg-type]
     if precision.uses_scaler and accelerator.scaler is None:
         raise RuntimeError(f"precision={precision.mode}: Accelerate built no loss scaler on {accelerator.device}")
     if precision.accelerate != "no" and not accelerator.native_amp:
@@ -116,9 +115,9 @@ def configure_logging(run_dir: Path | None, *, is_main: bool) -> None:
         root.addHandler(terminal)
     if run_dir is not None and is_main:
         file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+        file.setLevel(logging.DEBUG)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
+    logging.getLogger("scripts").setLevel(logging.DEBUG)  # tracebacks of users' mistakes, for the file alone
     for name in ("httpx", "urllib3", "filelock", "matplotlib", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-

@@ -163,9 +163,8 @@ class Updater:
                 if kept:
                     kept_batches.append(batch.select(kept))
         if not kept_batches:
-            raise NonFiniteError(
-                f"no clip of this update has a finite loss; first non-finite output in {self.find_non_finite(batches[0])}"
-            )
+            module = self.find_non_finite(batches[0])
+            raise NonFiniteError(f"no clip of this update has a finite loss; first non-finite output in {module}")
         return kept_batches, tuple(bad_rows)
 
     def _loss_of(self, batch: SpeechBatch) -> float:

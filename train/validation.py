@@ -13,7 +13,8 @@ from data.reasons import Rejected
 from infer.artefact import Artefact
 from infer.decoding import DecodeSettings
 from infer.score.evaluation import Prediction, Score, score_predictions
-from infer.transcriber import Clip, Stopwatch, Transcriber
+from infer.score.held_out import transcribe_rows
+from infer.transcriber import Transcriber
 from train.loss import TrainingObjective
 
 
@@ -60,35 +61,10 @@ def validate(artefact: Artefact, clips: Clips, settings: DecodeSettings, *, batc
     Raises:
         AudioError: if a clip cannot be read; a missing item must never improve a score.
     """
-    predictions, processing_s, transcriber = transcribe_clips(artefact, clips, settings, batch_size=batch_size)
+    transcriber = Transcriber(artefact, settings, batch_size=batch_size)
+    predictions, processing_s = transcribe_rows(transcriber, clips.rows)
     loss = _teacher_forced_loss(transcriber, clips, batch_size)
     return Validation(score_predictions(predictions, processing_s=processing_s), tuple(predictions), loss)
-
-
-def transcribe_clips(
-    artefact: Artefact, clips: Clips, settings: DecodeSettings, *, batch_size: int
-) -> tuple[list[Prediction], float, Transcriber]:
-    """Transcribe the rows of a set; return predictions, seconds spent, and the transcriber."""
-    transcriber = Transcriber(artefact, settings, batch_size=batch_size)
-    with Stopwatch(artefact.model.device) as watch:
-        transcripts = transcriber.transcribe([_clip(clips, i) for i in range(len(clips.rows))])
-    predictions = [
-        Prediction(
-            id=row.id,
-            language=row.language,
-            detected_language=transcript.detected_language,
-            reference=row.text,
-            hypothesis=transcript.text,
-            duration_s=transcript.duration_s,
-        )
-        for row, transcript in zip(clips.rows, transcripts, strict=True)
-    ]
-    return predictions, watch.elapsed_s, transcriber
-
-
-def _clip(clips: Clips, index: int) -> Clip:
-    row = clips.rows[index]
-    return Clip(row.audio, row.offset_s, row.duration_s)
 
 
 @torch.inference_mode()

@@ -19,12 +19,19 @@ NUM_TIMESTAMPS = 1501  # 0.00 to 30.00 s in steps of 0.02 s
 
 def special_tokens() -> list[str]:
     """Return Whisper's special tokens in the order of large-v3's vocabulary, `<|endoftext|>` first."""
-    control = ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+    control = [
+        "<|translate|>",
+        "<|transcribe|>",
+        "<|startoflm|>",
+        "<|startofprev|>",
+        "<|nospeech|>",
+        "<|notimestamps|>",
+    ]
     return [
         "<|endoftext|>",
         "<|startoftranscript|>",
         *(f"<|{code}|>" for code in LANGUAGE_CODES),
-        *control,
+        *(f"<|{name}|>" for name in control),
         *(f"<|{i * 0.02:.2f}|>" for i in range(NUM_TIMESTAMPS)),
     ]
 
@@ -80,7 +87,7 @@ def _character_merges(texts: Iterable[str]) -> tuple[dict[str, int], list[tuple[
 def _learn_bpe(texts: Iterable[str], vocabulary_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     alphabet = _byte_alphabet()
     if vocabulary_size < len(alphabet):
-        raise ValueError(f"model.vocabulary_size={vocabulary_size} must be {len(alphabet)} or more: the bytes come first")
+        raise ValueError(f"model.vocabulary_size={vocabulary_size} must be {len(alphabet)} or more, one a byte")
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,0 +1,86 @@
+"""Export a finished run again, such as in FP32 to compare with; training writes the FP16 artefact by itself.
+
+python scripts/export.py run.dir=runs/demo export.dir=runs/demo/export-fp32 export.dtype=fp32
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # run by path: scripts/ would hide the package `train` and the library `evaluate`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from omegaconf import DictConfig, OmegaConf
+
+from scripts.settings import SettingsError, build, entry_point, to_plain
+from scripts.train import settings_from_plain
+from train.export import DTYPES, export_run
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """The `run` group."""
+
+    dir: str
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """The `export` group."""
+
+    dir: str
+    dtype: str = "fp16"
+    step: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"export.dtype={self.dtype} must be one of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """One export."""
+
+    run: FinishedRun
+    export: TargetSettings
+    formats: tuple[str, ...] = ("hf",)
+
+    def __post_init__(self) -> None:
+        if self.formats != ("hf",):
+            raise ValueError(f"formats={list(self.formats)}: hf is the one that is built so far")
+
+
+def export(settings: ExportSettings) -> Path:
+    """Export and return the folder.
+
+    Raises:
+        FileNotFoundError: if the run or its checkpoint is not there.
+    """
+    run_dir = Path(settings.run.dir)
+    file = run_dir / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"{run_dir} is no run: it has no config.yaml")
+    plain = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    if not isinstance(plain, dict):
+        raise SettingsError(f"{file} is not the configuration of a run")
+    plain["run"] = {**plain["run"], "dir": str(run_dir)}
+    target = settings.export
+    return export_run(
+        settings_from_plain({str(k): v for k, v in plain.items()}),
+        Path(target.dir),
+        dtype=DTYPES[target.dtype],
+        step=target.step,
+    )
+
+
+@entry_point("export")
+def main(config: DictConfig) -> int:
+    """Export."""
+    print(f"artefact: {export(build(ExportSettings, to_plain(config), path='export'))}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

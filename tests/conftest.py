@@ -1,0 +1,156 @@
+"""Fakes and small real things that several tests share: made audio, manifests, a tiny Whisper with its tokenizer."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+PROJECT = Path(__file__).resolve().parents[1]
+SHARED_SPEECH = PROJECT.parent / "shared" / "speech"
+
+TEXTS = {"en": "one two three", "zh": "你好世界", "ja": "こんにちは", "ar": "مرحبا بالعالم", "ru": "привет мир"}
+
+
+@pytest.fixture
+def speech() -> Path:
+    """Real human speech beside the checkout; the test is skipped where there is none."""
+    if not SHARED_SPEECH.is_dir():
+        pytest.skip("real speech is not beside this checkout")
+    return SHARED_SPEECH
+
+
+def tone(duration_s: float, *, sampling_rate: int = 16_000, hz: float = 440.0, seed: int = 0) -> np.ndarray:
+    """Return a wavering tone with a little noise, (num_samples,) float32."""
+    t = np.arange(round(duration_s * sampling_rate)) / sampling_rate
+    noise = np.random.default_rng(seed).normal(0, 0.01, len(t))
+    return (0.3 * np.sin(2 * np.pi * hz * t * (1 + 0.1 * np.sin(3 * t))) + noise).astype(np.float32)
+
+
+@pytest.fixture
+def write_clip(tmp_path: Path) -> Callable[..., Path]:
+    """Write a made clip and return its path."""
+
+    def write(name: str = "clip.wav", duration_s: float = 1.0, sampling_rate: int = 16_000, **options: Any) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, tone(duration_s, sampling_rate=sampling_rate, **options), sampling_rate)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_manifest(tmp_path: Path) -> Callable[..., Path]:
+    """Write rows (dicts, or raw text lines) as a manifest and return its path."""
+
+    def write(rows: list[Any], name: str = "train.jsonl") -> Path:
+        path = tmp_path / name
+        lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def corpus(write_clip: Callable[..., Path], write_manifest: Callable[..., Path]) -> Path:
+    """A manifest of ten made clips, 0.3 to 2.1 s, two in each of five languages."""
+    rows = []
+    for i in range(10):
+        language = list(TEXTS)[i % 5]
+        duration_s = round(0.3 + 0.2 * i, 2)
+        write_clip(f"audio/{i}.wav", duration_s, hz=200.0 + 40 * i, seed=i)
+        rows.append(
+            {"id": f"c{i}", "audio": f"audio/{i}.wav", "text": TEXTS[language] * (1 + i // 5), "language": language}
+        )
+    return write_manifest(rows)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A character tokenizer with all of Whisper's special tokens."""
+    from train.vocabulary import learn_tokenizer
+
+    return learn_tokenizer(TEXTS.values(), unit="character", vocabulary_size=1000)
+
+
+@pytest.fixture
+def whisper(tokenizer):
+    """A Whisper of two and one layers, width 16, 80 bins, random weights, in FP32; the same one every time."""
+    from train.model import Geometry, ModelSettings, load_model
+
+    torch.manual_seed(0)
+    geometry = Geometry(d_model=16, encoder_layers=2, decoder_layers=1, attention_heads=2, ffn_dim=32)
+    return load_model(ModelSettings("scratch", geometry=geometry), texts=TEXTS.values()).whisper
+
+
+_TINY: list[Any] = []
+
+
+def tiny_whisper():
+    """Return a fresh copy of the model of the fixture `whisper`, for use outside a fixture."""
+    if not _TINY:
+        from train.model import Geometry, ModelSettings, load_model
+
+        torch.manual_seed(0)
+        geometry = Geometry(d_model=16, encoder_layers=2, decoder_layers=1, attention_heads=2, ffn_dim=32)
+        _TINY.append(load_model(ModelSettings("scratch", geometry=geometry), texts=TEXTS.values()).whisper)
+    return copy.deepcopy(_TINY[0])
+
+
+def fake_batch(num_clips: int, *, num_frames: int = 100, seed: int = 0, first_row: int = 0):
+    """Return a micro-batch of made features and labels of unlike length: 3, 5, 7, ... tokens, again from 3 after 15."""
+    from data.batches import collate
+    from data.labels import IGNORE_INDEX, Labels
+
+    features, labels = [], []
+    for i in range(num_clips):
+        rng = np.random.default_rng([seed, first_row + i])
+        features.append(torch.from_numpy(rng.normal(0, 1, (80, num_frames)).astype(np.float32)))
+        ids = [int(x) for x in rng.integers(0, 300, 4 + 2 * ((first_row + i) % 7))]
+        labels.append(Labels(tuple(ids[:-1]), (IGNORE_INDEX, *ids[2:])))
+    rows = range(first_row, first_row + num_clips)
+    return collate(features, labels, rows=rows, audio_s=num_clips * num_frames / 100, pad_id=256)
+
+
+def _reset_accelerate() -> None:
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """Accelerate's state belongs to the process: begin and end without it; call the value to drop it in between."""
+    _reset_accelerate()
+    yield _reset_accelerate
+    _reset_accelerate()
+
+
+@pytest.fixture
+def kept_logging():
+    """Put the root logger back as it was."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -1,0 +1,110 @@
+"""From FP32 masters to the artefact: cast once, checked, written atomically; or set aside with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infer.artefact import RejectedError, cast_to_half, write_artefact
+from train.adapters import choose_trainable, merged_state
+from train.checkpoint import load_checkpoint
+from train.half import HalfCopy
+from train.model import load_model
+from train.settings import TrainSettings
+
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+def export_weights(
+    target: Path, state: Mapping[str, Tensor], shape: HalfCopy, *, dtype: torch.dtype, record: Mapping[str, Any]
+) -> Path:
+    """Write FP32 weights as an artefact.
+
+    Args:
+        target: the folder.
+        state: name to FP32 tensor, adapters merged.
+        shape: holds configuration, tokenizer and windows.
+        dtype: FP16 to ship, FP32 to compare with.
+        record: for `mezzavoce.json`.
+
+    Raises:
+        RejectedError: if the weights do not fit FP16; the reason then stands in `rejected/` beside the target.
+    """
+    if dtype == torch.float16:
+        try:
+            stored = cast_to_half(state)
+        except RejectedError as e:
+            rejected = target.parent / "rejected"
+            rejected.mkdir(parents=True, exist_ok=True)
+            write_json(rejected / "reason.json", {**record, "reason": str(e)})
+            raise
+    else:
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return write_artefact(
+        target,
+        stored,
+        config=shape.config,
+        generation_config=shape.generation_config,
+        tokenizer=shape.tokenizer,
+        windows=shape.windows,
+        record=record,
+    )
+
+
+def describe_run(
+    settings: TrainSettings, source: Mapping[str, str | None], *, step: int, headline: float | None
+) -> dict[str, Any]:
+    """Return what `mezzavoce.json` says of the training."""
+    return {
+        "source": dict(source),
+        "trained_steps": step,
+        "precision": settings.precision.name,
+        "finetune": settings.finetune.name,
+        "full_share": settings.window.full_share,
+        "decoding": dict(settings.config.get("decoding", {})),
+        "validation": {"headline": headline},
+        "run": settings.run.name,
+    }
+
+
+def export_run(settings: TrainSettings, target: Path, *, dtype: torch.dtype, step: int | None = None) -> Path:
+    """Export a finished run again, such as in FP32 to compare with.
+
+    Args:
+        settings: of the run, as kept in its `config.yaml`.
+        target: the folder.
+        dtype: what to store.
+        step: of the checkpoint; None takes the one that was exported.
+
+    Raises:
+        FileNotFoundError: if the run has no such checkpoint.
+        ValueError: if the run's model was made from random weights and its tokenizer cannot be learnt again.
+    """
+    run_dir = settings.run_dir.expanduser().absolute()
+    export_record = json.loads((run_dir / "export" / "mezzavoce.json").read_text())
+    step = step if step is not None else int(export_record["trained_steps"])
+    path = run_dir / "checkpoints" / f"step-{step:06d}"
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not there; look into {path.parent}")
+    checkpoint = load_checkpoint(path)
+    if settings.model.path is None:
+        raise ValueError("a model from random weights has no source folder to load; use its export/ folder")
+    loaded = load_model(settings.model)
+    choose_trainable(loaded.whisper, settings.finetune)
+    parameters = dict(loaded.whisper.named_parameters())
+    for name, tensor in checkpoint.model.items():
+        parameters[name].data.copy_(tensor)
+    shape = HalfCopy(loaded.whisper, loaded.tokenizer, settings.window.windows(), device=torch.device("cpu"))
+    state = merged_state(loaded.whisper, replaced=checkpoint.average)
+    record = describe_run(settings, loaded.source, step=step, headline=checkpoint.state["progress"]["best_headline"])
+    return export_weights(target, state, shape, dtype=dtype, record=record)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as indented JSON, which is also YAML."""
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
