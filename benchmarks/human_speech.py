@@ -3,8 +3,8 @@
     python -m benchmarks.human_speech fsdd_en        the headline: the recipe of model=scratch
     python -m benchmarks.human_speech fsdd_en --precisions fp32 bf16 fp16 --seeds 0 1 2 -- trainer.max_steps=300
 
-The folder holds `train.jsonl` and `test.jsonl` of the Free Spoken Digit Dataset. The second form compares precisions: the
-same updates, the same seeds, each run in a process of its own.
+The folder holds `train.jsonl` and `test.jsonl` of the Free Spoken Digit Dataset. The second form compares precisions:
+the same updates, the same seeds, each run in a process of its own.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from data.audio import Waveform
+from data.labels import Labels
+
+CLIP_STREAM = 1  # first word of the seed; numpy pads seeds with zeros, so shorter ones need another
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,11 @@ class Augmentation:
     num_time_masks: int = 0
     max_time_share: float = 0.0
     """Widest time mask, as a share of the clip's own frames, not of its padding."""
+    token_mask_share: float = 0.0
+    """Share of text tokens hidden from the decoder's input, so that it must listen instead of guessing on."""
 
     def __post_init__(self) -> None:
-        for name in ("max_frequency_share", "max_time_share"):
+        for name in ("max_frequency_share", "max_time_share", "token_mask_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"augment.{name}={getattr(self, name)} must lie in 0 to 1")
 
@@ -39,7 +44,7 @@ class Augmentation:
 
 def clip_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """Return the generator of one clip in one epoch; no worker state can reach it."""
-    return np.random.default_rng([seed, epoch, index])
+    return np.random.default_rng([CLIP_STREAM, seed, epoch, index])
 
 
 def augment_waveform(waveform: Waveform, augmentation: Augmentation, rng: np.random.Generator) -> Waveform:
@@ -49,6 +54,27 @@ def augment_waveform(waveform: Waveform, augmentation: Augmentation, rng: np.ran
     gain = 10.0 ** (rng.uniform(-augmentation.gain_db, augmentation.gain_db) / 20.0)
     peak = float(np.abs(waveform).max())
     return (waveform * np.float32(min(gain, 1.0 / peak if peak > 0 else gain))).astype(np.float32)
+
+
+def mask_tokens(labels: Labels, augmentation: Augmentation, rng: np.random.Generator, *, mask_id: int) -> Labels:
+    """Hide some text tokens from the decoder; what it must say stays the same.
+
+    A decoder that sees all of the text so far learns to go on from it long before it learns to attend to the speech.
+
+    Args:
+        labels: the tokens of a row.
+        augmentation: how many are hidden.
+        rng: from `clip_rng`.
+        mask_id: stands in for a hidden token; special tokens, whose ids are not below it, are never hidden.
+    """
+    if augmentation.token_mask_share == 0.0:
+        return labels
+    hidden = rng.random(len(labels.decoder_input_ids)) < augmentation.token_mask_share
+    ids = tuple(
+        mask_id if hide and token < mask_id else token
+        for hide, token in zip(hidden, labels.decoder_input_ids, strict=True)
+    )
+    return Labels(ids, labels.labels)
 
 
 def mask_features(log_mel: Tensor, augmentation: Augmentation, rng: np.random.Generator, *, num_heard: int) -> Tensor:

@@ -140,6 +140,9 @@ class UpdatePlan:
         return [tuple(int(i) for i in part) for part in parts[rank::world_size]]
 
 
+ORDER_STREAM = 2  # first word of the seed, unlike that of the clips in `augment`
+
+
 class EpochPlan:
     """The updates of every epoch, as a function of (seed, epoch)."""
 
@@ -167,7 +170,7 @@ class EpochPlan:
 
     def updates(self, epoch: int) -> list[UpdatePlan]:
         """Return the updates of an epoch; every clip occurs exactly once."""
-        rng = np.random.default_rng([self.seed, epoch])
+        rng = np.random.default_rng([ORDER_STREAM, self.seed, epoch])
         order = rng.permutation(len(self.num_frames)) if self.shuffle else np.arange(len(self.num_frames))
         plans: list[UpdatePlan] = []
         waiting: list[int] = []

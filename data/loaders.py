@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.audio import SAMPLING_RATE
-from data.augment import Augmentation, augment_waveform, clip_rng, mask_features
+from data.augment import Augmentation, augment_waveform, clip_rng, mask_features, mask_tokens
 from data.batches import EpochPlan, Position, SpeechBatch, UpdatePlan, collate
 from data.dataset import ClipReader
 from data.features import HOP_LENGTH, LogMel
@@ -108,7 +108,7 @@ class UpdateDataset(Dataset[UpdateBatches]):
             log_mel = self.log_mel(waveform, num_frames=num_frames)
             num_heard = min(num_frames, -(-len(waveform) // HOP_LENGTH))
             features.append(mask_features(log_mel, self.augmentation, rng, num_heard=num_heard))
-            labels.append(self.reader.clips.labels[row])
+            labels.append(mask_tokens(self.reader.clips.labels[row], self.augmentation, rng, mask_id=self.pad_id))
             taken.append(row)
             audio_s += self.reader.clips.durations_s[row]
         if not features:  # keeps this rank in step with the others; no label carries loss
@@ -151,6 +151,9 @@ def open_updates(
         num_workers=num_workers,
         prefetch_factor=prefetch if num_workers else None,
         pin_memory=pin_memory,
+        # Its seed for the workers, which we have no use for, would else come from the state that drives dropout: a run
+        # that is taken up again opens the loader once more than one that was never stopped.
+        generator=torch.Generator(),
     )
     return iter(loader)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -39,7 +39,13 @@ RECORD_NAME = "mezzavoce.json"
 WEIGHTS_NAME = "model.safetensors"
 FP16_MAX = 65504.0  # largest finite FP16; a weight beyond it becomes infinite
 MAX_FLUSHED_SHARE = 1e-5  # of the non-zero weights, that may become zero in FP16
+NUM_FLUSHED_ALLOWED = 16  # in any case; of a small model one weight is more than the share
 COMPUTE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+KEPT_GENERATION_FIELDS = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+    *("suppress_tokens", "begin_suppress_tokens", "max_length", "transformers_version", "_from_model_config"),
+)
+"""Of the fields that every `GenerationConfig` has; fields of Whisper's own, such as `lang_to_id`, are all kept."""
 TIED_NAMES = ("proj_out.weight",)
 """Stored once, as the decoder's embedding; Whisper's output layer shares it."""
 
@@ -124,6 +130,7 @@ def load_artefact(path: Path | str, *, compute: str = "auto", device: torch.devi
     refuse_remote_code(path)
     model = WindowedWhisper.from_pretrained(str(path), dtype=dtype, use_safetensors=True, local_files_only=True)
     _verify_ids(path, model.config, tokenizer)
+    model.generation_config = clean_generation_config(model.generation_config or GenerationConfig())
     model.eval().to(device)
     windows = build_windows(record["windows_s"]) if record.get("windows_s") else full_windows()
     return Artefact(
@@ -196,7 +203,7 @@ def cast_to_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         flushed[name] = int(((tensor != 0).cpu() & (cast == 0)).sum())
         half[name] = cast
     num_flushed = sum(flushed.values())
-    if num_flushed > MAX_FLUSHED_SHARE * max(1, num_nonzero):
+    if num_flushed > max(NUM_FLUSHED_ALLOWED, MAX_FLUSHED_SHARE * num_nonzero):
         worst = max(flushed, key=lambda name: flushed[name])
         faults.append(
             f"{num_flushed} of {num_nonzero} non-zero weights would become zero, {flushed[worst]} of them in {worst}"
@@ -264,8 +271,15 @@ def _write_configs(
 
 
 def clean_generation_config(generation_config: GenerationConfig) -> GenerationConfig:
-    """Return a copy without forced ids, language or task: they would override what a caller asks for."""
+    """Return a copy that knows ids and suppress lists, and nothing of what a caller asks for.
+
+    Forced ids, language and task go, and so do settings of the search, such as a repetition penalty: `generate` fills
+    in from here whatever it was not told, and a number would then not mean what stands beside it.
+    """
     cleaned = copy.deepcopy(generation_config)
+    for name, value in vars(GenerationConfig()).items():
+        if name not in KEPT_GENERATION_FIELDS:
+            setattr(cleaned, name, copy.deepcopy(value))
     for name in ("forced_decoder_ids", "language", "task"):
         if getattr(cleaned, name, None) is not None:
             setattr(cleaned, name, None)
@@ -345,9 +359,7 @@ def _verify_hashes(path: Path, record: Mapping[str, Any]) -> None:
 def _stored_dtype(weights: Path) -> str:
     if not weights.is_file():
         return "unknown"
-    from safetensors import safe_open
-
     with safe_open(str(weights), framework="pt") as file:
-        dtypes = {str(file.get_slice(name).get_dtype()) for name in file.keys()  # noqa: SIM118 - not a dict}
+        dtypes = {str(file.get_slice(name).get_dtype()) for name in list(file.keys())}
     names = {"F16": "float16", "F32": "float32", "BF16": "bfloat16"}
     return "+".join(sorted(names.get(dtype, dtype) for dtype in dtypes))

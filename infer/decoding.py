@@ -113,7 +113,7 @@ class Decoder:
                 language=chosen[i],
                 detected=codes[i],
                 probability=probabilities[i],
-                window_s=hidden.shape[1] / POSITIONS_PER_S,
+                window_s=hidden.shape[1] / POSITIONS_PER_S if settings.timestamps else None,
             )
             for i in range(len(codes))
         ]
@@ -164,12 +164,15 @@ class Decoder:
             processors.append(WhisperTimeStampLogitsProcessor(timed, begin_index=begin_index))
         return processors
 
-    def _read(self, tokens: Tensor, *, language: str, detected: str, probability: float, window_s: float) -> Decoded:
+    def _read(
+        self, tokens: Tensor, *, language: str, detected: str, probability: float, window_s: float | None
+    ) -> Decoded:
         ids = [int(i) for i in tokens.tolist()]
         is_cut = self.label_builder.end_id not in ids
         ids = ids if is_cut else ids[: ids.index(self.label_builder.end_id)]
         text = self.tokenizer.decode([i for i in ids if i < self.timestamp_begin], skip_special_tokens=True)
-        return Decoded(text.strip(), language, detected, probability, self._segments(ids, window_s), is_cut)
+        segments = () if window_s is None else self._segments(ids, window_s)
+        return Decoded(text.strip(), language, detected, probability, segments, is_cut)
 
     def _segments(self, ids: Sequence[int], window_s: float) -> tuple[Segment, ...]:
         segments: list[Segment] = []

@@ -92,6 +92,8 @@ class Transcriber:
         """
         if isinstance(sources, str | Path):
             raise TypeError("transcribe takes a list of sources, not one path")
+        if languages is not None and len(languages) != len(sources):
+            raise ValueError(f"{len(languages)} languages were given for {len(sources)} sources")
         durations: list[float] = []
         pieces: list[_Piece] = []
         for source, waveform in enumerate(_load_all(sources)):

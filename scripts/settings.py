@@ -83,8 +83,8 @@ def verify_overrides(config_name: str, arguments: Sequence[str]) -> None:
 
 def _verify_choice(group: str, choice: object) -> None:
     options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    if isinstance(choice, str) and choice not in options:
-        near = difflib.get_close_matches(choice, options, n=1)
+    if choice not in options:
+        near = difflib.get_close_matches(str(choice), options, n=1)
         hint = f"; did you mean {group}={near[0]}?" if near else ""
         raise SettingsError(f"{group}={choice} is none of {', '.join(options)}{hint}")
 
@@ -113,10 +113,10 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     Raises:
         SettingsError: for a missing value, a failed interpolation, or a key that would make the configuration code.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise SettingsError(f"missing: {', '.join(missing)}; type {missing[0]}=...")
     try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise SettingsError(f"missing: {', '.join(missing)}; type {missing[0]}=...")
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as e:
         raise SettingsError(str(e).splitlines()[0]) from e

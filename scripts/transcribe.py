@@ -106,9 +106,8 @@ def transcribe_files(settings: TranscribeSettings) -> int:
             _write(output_dir / stems[file], transcript, settings.formats)
             cut = "  (reached the token limit: the end may be missing)" if transcript.is_cut else ""
             print(f"{file}  [{transcript.language} {transcript.language_probability:.0%}]  {transcript.text}{cut}")
-    print(
-        f"{len(files) - num_failed} of {len(files)} recordings written to {output_dir}/ as {', '.join(settings.formats)}"
-    )
+    written = f"{len(files) - num_failed} of {len(files)}"
+    print(f"{written} recordings written to {output_dir}/ as {', '.join(settings.formats)}")
     return num_failed
 
 

@@ -88,16 +88,6 @@ def tokenizer():
     return learn_tokenizer(TEXTS.values(), unit="character", vocabulary_size=1000)
 
 
-@pytest.fixture
-def whisper(tokenizer):
-    """A Whisper of two and one layers, width 16, 80 bins, random weights, in FP32; the same one every time."""
-    from train.model import Geometry, ModelSettings, load_model
-
-    torch.manual_seed(0)
-    geometry = Geometry(d_model=16, encoder_layers=2, decoder_layers=1, attention_heads=2, ffn_dim=32)
-    return load_model(ModelSettings("scratch", geometry=geometry), texts=TEXTS.values()).whisper
-
-
 _TINY: list[Any] = []
 
 
@@ -110,6 +100,14 @@ def tiny_whisper():
         geometry = Geometry(d_model=16, encoder_layers=2, decoder_layers=1, attention_heads=2, ffn_dim=32)
         _TINY.append(load_model(ModelSettings("scratch", geometry=geometry), texts=TEXTS.values()).whisper)
     return copy.deepcopy(_TINY[0])
+
+
+@pytest.fixture
+def whisper():
+    """A Whisper of two and one layers, width 16, 80 bins, random weights, in FP32; the same one every time."""
+    made = tiny_whisper()
+    torch.manual_seed(0)
+    return made
 
 
 def fake_batch(num_clips: int, *, num_frames: int = 100, seed: int = 0, first_row: int = 0):
@@ -154,3 +152,19 @@ def kept_logging():
             handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture
+def lively(whisper, tokenizer):
+    """The tiny Whisper with weights so large that what it says depends on what it hears, in evaluation mode.
+
+    Control tokens get smaller ones, so that there is text between them.
+    """
+    end_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in whisper.named_parameters():
+            if "encoder.embed_positions" not in name and parameter.ndim > 1:
+                parameter.normal_(0, 0.35)
+        whisper.model.decoder.embed_tokens.weight[end_id:] *= 0.3
+    return whisper.eval()

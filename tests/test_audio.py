@@ -1,11 +1,11 @@
-"""Whatever the container, rate and channels, a clip comes out as the same tone at 16 kHz; a bad one is named, not guessed."""
+"""Whatever the container, rate and channels, a clip comes out as one tone at 16 kHz; a bad clip is named."""
 
 from __future__ import annotations
 
 import os
 import pickle
-import resource
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,7 +63,7 @@ FORMATS = [
     ("flac", "PCM_24", 1e-4),
     ("ogg", "VORBIS", 2e-2),
     ("ogg", "OPUS", 2e-2),
-    ("mp3", "MPEG_LAYER_III", 2e-2),
+    ("mp3", "MPEG_LAYER_III", 5e-2),
     ("aiff", "PCM_16", 1e-3),
     ("w64", "PCM_16", 1e-3),
 ]
@@ -250,14 +250,15 @@ def test_ten_minutes_in_a_few_kilobytes_are_refused_without_unpacking(tmp_path: 
     path = tmp_path / "bomb.flac"
     soundfile.write(path, np.zeros(600 * 48_000, np.int16), 48_000)
     assert path.stat().st_size < 200_000
-    load_waveform(path, offset_s=1.0, duration_s=1.0)  # what is loaded once is not counted
-    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
-    assert _reason(path) is Reason.AUDIO_TOO_LONG
+    tracemalloc.start()
+    try:
+        assert _reason(path) is Reason.AUDIO_TOO_LONG
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
     assert time.process_time() - started < 1.0
-    # 600 s at 48 kHz are 115 MB as float32; 30 s with their resampled copy are 8 MB. The peak never sinks, so what the
-    # writing above took is in `before_kib`; the next test measures the samples themselves.
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 60_000
+    assert 4_000_000 < peak < 20_000_000  # 600 s are 115 MB as float32; 30 s with their resampled copy are 8 MB
 
 
 def test_no_more_samples_are_read_than_the_limit_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-
 from conftest import fake_batch, tiny_whisper
+
 from data.labels import IGNORE_INDEX
 from train.loss import TrainingObjective, summed_nll
 
@@ -55,7 +55,7 @@ def test_a_sum_beyond_fp16_stays_finite():
 
 
 def test_nothing_but_masked_labels_is_zero_with_zero_gradient():
-    """T15: a mean would be NaN."""
+    """A mean would be NaN."""
     logits = torch.randn(2, 3, 4, requires_grad=True)
     loss = summed_nll(logits, torch.full((2, 3), IGNORE_INDEX), label_smoothing=0.1)
     loss.backward()

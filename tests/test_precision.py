@@ -1,6 +1,6 @@
 """What each `precision=` stores, computes and scales on each kind of device, and that no half-stored weight can learn.
 
-The table is that of DESIGN.md section 5, written out by hand; devices are fakes, so Volta and Ampere are tested anywhere.
+The table is written out by hand; devices are fakes, so Volta and Ampere are tested anywhere.
 """
 
 import pytest
@@ -161,7 +161,7 @@ def test_many_wrong_parameters_are_counted():
 
 
 def test_a_half_checkpoint_is_caught_as_transformers_loads_it_and_never_met_as_we_do(whisper, tokenizer, tmp_path):
-    """T1: transformers 5 keeps the dtype of the file; a fused optimiser would then train FP16 weights in silence."""
+    """Transformers 5 keeps the dtype of the file; a fused optimiser would then train FP16 weights in silence."""
     whisper.half().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     as_stored = WhisperForConditionalGeneration.from_pretrained(tmp_path)

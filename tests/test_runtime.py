@@ -1,4 +1,4 @@
-"""FP16 on a CPU is real (T3): autocast computes in half and an enabled scaler scales; the environment changes nothing.
+"""FP16 on a CPU is real: autocast computes in half and an enabled scaler scales; the environment changes nothing.
 
 And a run folder is made, taken up or refused as `run.resume` and `run.overwrite` say.
 """
@@ -38,9 +38,7 @@ def test_a_linear_computes_in_what_was_asked_and_keeps_fp32_masters(fresh_accele
 
 
 def test_fp16_has_an_enabled_scaler_with_our_numbers(fresh_accelerate):
-    scaler = _build(
-        "fp16", init_scale=512.0, growth_factor=3.0, backoff_factor=0.25, growth_interval=7
-    ).scaler
+    scaler = _build("fp16", init_scale=512.0, growth_factor=3.0, backoff_factor=0.25, growth_interval=7).scaler
     assert type(scaler) is torch.amp.GradScaler
     assert scaler.is_enabled()
     assert scaler.scale(torch.ones(())).item() == 512.0
@@ -66,10 +64,10 @@ def test_the_environment_changes_nothing(fresh_accelerate, monkeypatch, mode, sa
 
 def test_accumulation_from_the_environment_never_reaches_the_gradient(fresh_accelerate, monkeypatch):
     """Accelerate takes its own count from there; ours is in `train.step`, which divides by label tokens alone."""
-    from train.step import Updater
-    from train.loss import TrainingObjective
-
     from conftest import fake_batch, tiny_whisper
+
+    from train.loss import TrainingObjective
+    from train.step import Updater
 
     def gradient_norm():
         accelerator = _build("fp32")
@@ -87,9 +85,7 @@ def test_accumulation_from_the_environment_never_reaches_the_gradient(fresh_acce
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_autocast_cache_follows_the_option(fresh_accelerate, cached):
     settings = PrecisionSettings("bf16")
-    accelerator = build_accelerator(
-        resolve_precision(settings, Device("cpu", "cpu")), settings, cache_autocast=cached
-    )
+    accelerator = build_accelerator(resolve_precision(settings, Device("cpu", "cpu")), settings, cache_autocast=cached)
     with accelerator.autocast():
         assert torch.is_autocast_cache_enabled() is cached
 

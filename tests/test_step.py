@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import fake_batch, tiny_whisper
 from torch import nn
 
-from conftest import fake_batch, tiny_whisper
 from data.batches import Position, collate
 from data.labels import IGNORE_INDEX, Labels
 from data.loaders import UpdateBatches
@@ -69,7 +69,7 @@ def _hugging_face_gradient(batch):
 
 @pytest.mark.parametrize(("mode", "bound"), [("fp32", 1e-6), ("fp16", 2e-3)])
 def test_accumulation_never_changes_the_gradient(mode, bound, fresh_accelerate):
-    """T6: Hugging Face's Trainer would make it 2 and 4 times larger here. Labels are of unlike length."""
+    """Hugging Face's Trainer would make it 2 and 4 times larger here. Labels are of unlike length."""
     found = {}
     for name, sizes in CUTS.items():
         fresh_accelerate()
@@ -254,9 +254,7 @@ def test_a_small_gradient_is_not_clipped(fresh_accelerate):
 
 
 def _filler(num_frames=100):
-    return collate(
-        [torch.zeros(80, num_frames)], [Labels((256,), (IGNORE_INDEX,))], rows=(), audio_s=0.0, pad_id=256
-    )
+    return collate([torch.zeros(80, num_frames)], [Labels((256,), (IGNORE_INDEX,))], rows=(), audio_s=0.0, pad_id=256)
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -72,10 +72,12 @@ def save_checkpoint(checkpoints_dir: Path, step: int, checkpoint: Checkpoint) ->
         _write_json(temporary / MANIFEST, {"step": step, "files": files})
         _fsync(temporary / MANIFEST)
         _fsync(temporary)
-        if target.exists():  # the same step again, after a resume
-            shutil.rmtree(target)
+        retired = checkpoints_dir / f"{temporary.name}-old"
+        if target.exists():  # the same step again, after a resume; moved, since deleting it first could leave neither
+            target.rename(retired)
         temporary.rename(target)
         _fsync(checkpoints_dir)
+        shutil.rmtree(retired, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

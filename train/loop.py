@@ -49,6 +49,8 @@ class Progress:
     best_step: int | None = None
     num_worse: int = 0
     """Validations since the best."""
+    validated_step: int | None = None
+    """Of the latest validation."""
     quarantined: dict[int, str] = field(default_factory=dict)
     """Row to reason code, of clips found bad on the way."""
 
@@ -62,6 +64,7 @@ class Progress:
             "best_headline": self.best_headline,
             "best_step": self.best_step,
             "num_worse": self.num_worse,
+            "validated_step": self.validated_step,
             "quarantined": [[row, code] for row, code in self.quarantined.items()],
         }
 
@@ -75,6 +78,7 @@ class Progress:
             best_headline=state["best_headline"],
             best_step=state["best_step"],
             num_worse=state["num_worse"],
+            validated_step=state.get("validated_step"),
             quarantined={int(row): str(code) for row, code in state["quarantined"]},
         )
 
@@ -109,6 +113,7 @@ class Loop:
         self.guard = SkipGuard()
         self.throughput = Throughput(parts.accelerator.device)
         self.stop_signal: int | None = None
+        self._saved: dict[str, Any] | None = None
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -131,16 +136,17 @@ class Loop:
                 trainer.max_steps, start=self.progress.attempted, shown=self.parts.accelerator.is_main_process
             ) as bar,
         ):
-            while self.progress.attempted < trainer.max_steps and self.stop_signal is None:
+            while self.progress.attempted < trainer.max_steps and self.stop_signal is None and not self._is_worn_out():
                 result, batches = self._update(updates)
-                bar.advance(result, lr=self._lr(), audio_s=sum(b.audio_s for b in batches.micro_batches))
+                bar.advance(result, lr=self._lr_taken(), audio_s=sum(b.audio_s for b in batches.micro_batches))
                 if self._is_due(trainer.log_every_steps):
                     self._log(result)
-                if self._is_due(trainer.eval_every_steps) and self._validate():
-                    logger.info("no better score in %d validations; stopping early", trainer.patience)
-                    break
+                if self._is_due(trainer.eval_every_steps):
+                    self._validate()
                 if self._is_due(trainer.save_every_steps):
                     self.save()
+        if self._is_worn_out():
+            logger.info("no better score in %d validations; stopping early", trainer.patience)
         if self.stop_signal is None and trainer.eval_every_steps and not self._was_validated():
             self._validate()
         self.save()
@@ -150,11 +156,19 @@ class Loop:
         return every_steps > 0 and self.progress.attempted % every_steps == 0
 
     def _was_validated(self) -> bool:
-        return self._is_due(self.settings.trainer.eval_every_steps)
+        return self.progress.validated_step == self.progress.attempted
+
+    def _is_worn_out(self) -> bool:
+        """Say whether enough validations brought no better score; also when an ended run is started again."""
+        return 0 < self.settings.trainer.patience <= self.progress.num_worse
 
     def _lr(self) -> float:
         share = rate_share(self.settings.schedule, self.progress.applied, self.settings.trainer.max_steps)
         return self.settings.optimizer.lr * share
+
+    def _lr_taken(self) -> float:
+        """Return the rate of the last update; the schedule already stands at the next one."""
+        return float(self.parts.optimizer.param_groups[0]["lr"])
 
     def _update(self, updates: Iterator[UpdateBatches]) -> tuple[UpdateResult, UpdateBatches]:
         with self.throughput.waiting():
@@ -167,7 +181,7 @@ class Loop:
         progress.applied += not result.skipped
         progress.position = batches.next_position
         if result.bad_rows:
-            self._quarantine(tuple(self._non_finite(row) for row in result.bad_rows))
+            self._quarantine(tuple(self._bad_row(row, Reason.LOSS_NOT_FINITE.code) for row in result.bad_rows))
         module = self.parts.updater.find_non_finite(micro_batches[0]) if result.skipped else None
         self.guard.record(skipped=result.skipped, loss_scale=result.loss_scale, module=module)
         self.throughput.record(
@@ -183,9 +197,10 @@ class Loop:
         kept = [[i for i, row in enumerate(batch.rows) if row not in bad] for batch in micro_batches]
         return [batch.select(keep) if keep else batch.blank() for batch, keep in zip(micro_batches, kept, strict=True)]
 
-    def _non_finite(self, row: int) -> Rejected:
+    def _bad_row(self, row: int, code: str) -> Rejected:
         clip = self.parts.train_clips.rows[row]
-        return reject(Reason.LOSS_NOT_FINITE, manifest=clip.manifest, line=clip.line, id=clip.id, audio=clip.audio)
+        reason = next(reason for reason in Reason if reason.code == code)
+        return reject(reason, manifest=clip.manifest, line=clip.line, id=clip.id, audio=clip.audio)
 
     def _quarantine(self, rejected: Sequence[Rejected]) -> None:
         clips = self.parts.train_clips
@@ -210,7 +225,7 @@ class Loop:
         figures = {
             "train/loss": result.loss,
             "train/grad_norm": result.grad_norm,
-            "train/lr": self._lr(),
+            "train/lr": self._lr_taken(),
             "train/loss_scale": result.loss_scale,
             "train/skipped_steps": float(self.guard.num_skipped),
             "train/epoch": float(self.progress.position.epoch),
@@ -224,25 +239,26 @@ class Loop:
         average = self.parts.average
         return merged_state(self.parts.whisper, replaced=None if average is None else average.average)
 
-    def _validate(self) -> bool:
-        """Score the half copy; return True if the run shall end early."""
+    def _validate(self) -> None:
+        """Score the half copy, and keep a checkpoint where it is the best so far."""
         clips = self.parts.validation_clips
         if clips is None:
-            return False
+            return
         with self.throughput.paused():
+            states = random_states()  # before the copy, whose first making draws from them
             artefact = self.parts.half.refresh(self.weights_to_ship())
-            states = random_states()
             found = validate(artefact, clips, self.settings.decoding, batch_size=self.settings.trainer.eval_batch_size)
             restore_random_states(states)
             self.parts.objective.train()
-            return self._judge(found)
+            self._judge(found)
 
-    def _judge(self, found: Validation) -> bool:
+    def _judge(self, found: Validation) -> None:
         step = self.progress.attempted
         for tracker in self.parts.trackers:
             tracker.log(found.figures("validation"), step=step)
             tracker.log_predictions("validation", found.predictions, step=step)
         progress = self.progress
+        progress.validated_step = step
         is_better = progress.best_headline is None or found.headline < progress.best_headline
         languages = ", ".join(
             f"{code} {rates[rates['headline_metric']]:.1%}" for code, rates in found.score.languages.items()
@@ -260,11 +276,11 @@ class Loop:
             self.save()
         else:
             progress.num_worse += 1
-        return 0 < self.settings.trainer.patience <= progress.num_worse
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless there is one."""
-        if not self.parts.accelerator.is_main_process:
+        """Write a checkpoint, unless nothing has happened since the last one."""
+        progress = self.progress.state()
+        if not self.parts.accelerator.is_main_process or progress == self._saved:
             return
         path = self.checkpoints_dir / f"step-{self.progress.attempted:06d}"
         with self.throughput.paused():
@@ -273,10 +289,11 @@ class Loop:
             except OSError as e:
                 logger.error("checkpoint %s was not written (%s); training goes on", path, e.strerror or e)
                 return
+            self._saved = progress
             prune_checkpoints(
                 self.checkpoints_dir,
                 keep_last=self.settings.trainer.keep_checkpoints,
-                keep={"best": self.progress.best_step},
+                keep={"best": self.progress.best_step, "latest": self.progress.attempted},
             )
 
     def _checkpoint(self) -> Checkpoint:
@@ -315,6 +332,9 @@ class Loop:
         self.progress = Progress.from_state(state["progress"])
         self.guard.load_state(state["guard"])
         restore_random_states(state["random"])
+        if self.parts.accelerator.is_main_process:  # the file begins anew with each start
+            known = tuple(self._bad_row(row, code) for row, code in self.progress.quarantined.items())
+            append_quarantine(self.parts.run_dir / "quarantine.jsonl", known)
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Take up weights and average only, as for the export of the best step."""

@@ -79,9 +79,9 @@ def run_training(settings: TrainSettings) -> RunResult:
     apply_matmul_precision(precision)
     logger.info("%s", precision.describe(settings.precision.init_scale))
     checkpoint = _find_resume(settings, run_dir)
-    loop = _build_loop(settings, precision, accelerator, run_dir, checkpoint)
-    if accelerator.is_main_process:
+    if accelerator.is_main_process:  # first of all: it marks the folder as a run's, also where what follows fails
         write_json(run_dir / "config.yaml", settings.config)
+    loop = _build_loop(settings, precision, accelerator, run_dir, checkpoint)
     try:
         if checkpoint is not None:
             loop.restore(checkpoint)
@@ -257,7 +257,7 @@ def _build_average(settings: TrainSettings, loaded: LoadedModel) -> WeightAverag
 def _open_trackers(
     settings: TrainSettings, run_dir: Path, checkpoint: Checkpoint | None, validation_clips: Clips | None
 ) -> Sequence[Tracker]:
-    last_step = checkpoint.state["progress"]["attempted"] if checkpoint is not None else None
+    last_step = checkpoint.state["progress"]["attempted"] if checkpoint is not None else 0
     trackers: list[Tracker] = [MetricsFile(run_dir / "metrics.jsonl", last_step=last_step)]
     if settings.tracker.name == "wandb":
         clips = validation_clips.rows if validation_clips is not None else ()

@@ -55,6 +55,9 @@ class WindowSettings:
     full_share: float = 0.0
     """Share of training updates at 30 s."""
 
+    def __post_init__(self) -> None:
+        self.windows()
+
     def windows(self) -> Windows:
         """Return the rule."""
         return build_windows(self.edges_s, full_share=self.full_share)

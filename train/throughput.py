@@ -15,6 +15,7 @@ class Throughput:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._num_paused = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -33,10 +34,15 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that belongs to no update: validation, checkpoints."""
+        """Time that belongs to no update: validation, checkpoints; one within the other counts once."""
         start = time.perf_counter()
-        yield
-        self._start += time.perf_counter() - start
+        self._num_paused += 1
+        try:
+            yield
+        finally:
+            self._num_paused -= 1
+            if self._num_paused == 0:
+                self._start += time.perf_counter() - start
 
     def record(self, *, audio_s: float, num_label_tokens: int) -> None:
         """Take in one update."""

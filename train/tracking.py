@@ -160,7 +160,7 @@ class WandbTracker:
 
     def close(self) -> None:
         """Finish the run."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 def is_logged_in() -> bool:

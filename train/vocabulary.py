@@ -19,14 +19,7 @@ NUM_TIMESTAMPS = 1501  # 0.00 to 30.00 s in steps of 0.02 s
 
 def special_tokens() -> list[str]:
     """Return Whisper's special tokens in the order of large-v3's vocabulary, `<|endoftext|>` first."""
-    control = [
-        "<|translate|>",
-        "<|transcribe|>",
-        "<|startoflm|>",
-        "<|startofprev|>",
-        "<|nospeech|>",
-        "<|notimestamps|>",
-    ]
+    control = ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
     return [
         "<|endoftext|>",
         "<|startoftranscript|>",

@@ -1,0 +1,307 @@
+"""Every file in `conf/` becomes settings, and every mistake stops before a model is loaded and names what was meant."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from scripts import evaluate, export, transcribe
+from scripts.settings import (
+    CONF,
+    ENVIRONMENT_NAMES,
+    PROJECT,
+    SettingsError,
+    build,
+    compose_config,
+    run_guarded,
+    to_plain,
+    verify_overrides,
+)
+from scripts.train import GROUPS, build_settings
+from train.settings import TrainSettings
+
+OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "accelerate"]
+EVALUATE_ONLY = {"scoring"}
+
+
+def _settings(*overrides):
+    verify_overrides("train", overrides)
+    return build_settings(compose_config("train", overrides))
+
+
+def _fails(*overrides, name="train"):
+    try:
+        verify_overrides(name, overrides)
+        build_settings(compose_config(name, overrides))
+    except (ValueError, HydraException) as e:  # SettingsError, or the ValueError of a dataclass
+        return str(e)
+    pytest.fail(f"{overrides} became settings")
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
+def test_every_option_of_every_group_becomes_settings(group, option):
+    if group in EVALUATE_ONLY:
+        overrides = [f"{group}={option}", "artefact=x", "dataset.test=t.jsonl"]
+        assert evaluate.build_settings(compose_config("evaluate", overrides)).artefact == "x"
+        return
+    settings = build_settings(compose_config("train", [f"{group}={option}"]))
+    assert isinstance(settings, TrainSettings)
+    chosen = getattr(settings, group, None)
+    if hasattr(chosen, "name"):
+        assert chosen.name == option
+    json.dumps(settings.config, allow_nan=False)  # travels inside checkpoints
+
+
+def test_every_group_of_settings_has_its_folder_and_the_other_way_round():
+    folders = {group for group, _ in OPTIONS} - EVALUATE_ONLY
+    assert folders == (GROUPS.keys() - {"run", "trainer"}) | {"experiment", "debug", "trainer"}
+
+
+def test_yaml_gives_every_field_of_the_training_groups():
+    """Defaults live in YAML; those of the dataclasses serve tests and other callers."""
+    config = _settings("model=scratch", "finetune=lora", "optimizer=adamw").config
+    for group in ("optimizer", "schedule", "trainer", "precision", "finetune", "window", "run"):
+        known = {field.name for field in dataclasses.fields(GROUPS[group])}
+        assert config[group].keys() == known, group
+
+
+def test_settings_are_frozen():
+    settings = _settings()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.trainer.max_steps = 3
+
+
+def test_what_is_typed_arrives():
+    settings = _settings(
+        "model=tiny",
+        "optimizer.lr=3e-5",
+        "dataset=manifest",
+        "dataset.train=[a.jsonl,b.jsonl]",
+        "dataset.validation=v.jsonl",
+    )
+    assert settings.model.path == "openai/whisper-tiny"
+    assert settings.optimizer.lr == 3e-5
+    assert settings.dataset.train == ("a.jsonl", "b.jsonl")
+    assert settings.dataset.validation == ("v.jsonl",)  # one manifest needs no brackets
+    assert settings.run.dir == "runs/tiny"
+
+
+@pytest.mark.parametrize("finetune", ["full", "lora", "frozen_encoder"])
+def test_the_rate_follows_model_and_method(finetune):
+    recommended = OmegaConf.load(CONF / "model" / "large_v3.yaml").recommended
+    settings = _settings("model=large_v3", f"finetune={finetune}")
+    assert settings.optimizer.lr == recommended.lr[finetune]
+    assert settings.trainer.max_steps == recommended.max_steps
+    assert _settings("model=large_v3", "trainer.max_steps=7").trainer.max_steps == 7
+
+
+FIXED_KEYS = [  # people and other programs rely on them
+    *("model.path", "dataset.train", "dataset.validation", "dataset.test", "window.full_share", "optimizer.lr"),
+    *("trainer.max_steps", "trainer.micro_batch_size", "trainer.accumulation_steps", "trainer.seed"),
+    *("trainer.eval_every_steps", "trainer.save_every_steps", "tracker.mode", "run.dir", "run.resume"),
+    *("precision.fallback", "window.edges_s"),
+]
+FIXED_CHOICES = {
+    "model": "demo tiny base small medium large_v3 large_v3_turbo scratch",
+    "dataset": "demo manifest",
+    "precision": "auto fp16 bf16 tf32 fp32 bf16_pure",
+    "finetune": "full lora frozen_encoder",
+    "window": "full bucketed",
+    "augment": "none light strong",
+    "optimizer": "adamw adamw_8bit adafactor",
+    "tracker": "wandb none",
+    "debug": "smoke overfit",
+}
+
+
+def test_the_fixed_keys_and_choices_exist():
+    config = compose_config("train")
+    for key in FIXED_KEYS:
+        assert OmegaConf.select(config, key, default="none") != "none", key
+    for group, choices in FIXED_CHOICES.items():
+        assert set(choices.split()) <= {option for g, option in OPTIONS if g == group}, group
+
+
+def test_the_fixed_keys_of_the_other_programs_exist():
+    settings = evaluate.build_settings(
+        compose_config("evaluate", ["artefact=a", "infer.compute=fp16", "report.dir=r", "dataset.test=t.jsonl"])
+    )
+    assert (settings.artefact, settings.infer.compute, settings.report.dir) == ("a", "fp16", "r")
+    assert settings.dataset.test == ("t.jsonl",)
+    for name, overrides in [
+        ("transcribe", ["artefact=a", "audio=x.wav", "formats=[txt]", "infer.compute=fp32"]),
+        ("export", ["run.dir=r", "export.dir=e", "formats=[hf]"]),
+    ]:
+        verify_overrides(name, overrides)
+        to_plain(compose_config(name, overrides))
+    assert transcribe
+    assert export
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_stepss=3", "unknown key trainer.max_stepss; did you mean trainer.max_steps?"),
+        ("optimizer.learning_rat=1", "unknown key optimizer.learning_rat; did you mean "),
+        ("optimzer=adamw", "unknown key optimzer; did you mean optimizer?"),
+        ("seed=3", "unknown key seed; "),
+        ("+trainer.max_step=3", "unknown key trainer.max_step; did you mean trainer.max_steps?"),
+        ("+model.geometry.width=3", "unknown key model.geometry.width; "),
+        (
+            "precision=fp61",
+            "precision=fp61 is none of auto, bf16, bf16_pure, fp16, fp32, tf32; did you mean precision=fp16?",
+        ),
+        ("model=large-v3", "model=large-v3 is none of "),
+        ("model=large-v3", "did you mean model=large_v3?"),
+        ("experiment=demo_bas", "did you mean experiment=demo_base?"),
+        ("trainer.max_steps=abc", "trainer.max_steps='abc' must be a whole number"),
+        ("trainer.max_steps=1.5", "trainer.max_steps=1.5 must be a whole number"),
+        ("trainer.max_steps=true", "trainer.max_steps=True must be a whole number"),
+        ("trainer.max_steps=null", "trainer.max_steps=None must be a whole number"),
+        ("trainer.max_steps=0", "trainer.max_steps=0 must be 1 or more"),
+        ("optimizer.lr=fast", "optimizer.lr='fast' must be a number"),
+        ("optimizer.betas=[0.9]", "optimizer.betas=[0.9] must have 2 entries"),
+        ("optimizer.betas=0.9", "optimizer.betas=0.9 must be a list"),
+        ("precision.fallback=1", "precision.fallback=1 must be true or false"),
+        ("model.path=3", "model.path=3 must be text"),
+        ("dataset.train=[1]", "dataset.train[0]=1 must be text"),
+        ("window.edges_s=[5,10]", "window.edges_s=[5.0, 10.0] must rise and end at 30"),
+        ("trainer=3", "trainer=3 is none of default"),
+        ("model=null", "model=None is none of base"),
+        ("run.dir=???", "missing: run.dir; type run.dir=..."),
+        ("run.name=${nowhere.at.all}", "nowhere"),
+        ("trainer.max_steps=", "trainer.max_steps='' must be a whole number"),
+    ],
+)
+def test_a_mistake_names_the_key_and_what_was_meant(override, message):
+    overrides = [override, "model=scratch"] if "geometry" in override else [override]
+    found = _fails(*overrides)
+    assert message in found
+    assert "\n" not in found
+
+
+def test_a_wrong_line_is_one_clean_line():
+    assert "\n" not in _fails("trainer.max_steps=[1,")
+
+
+def test_a_value_that_only_the_user_knows_is_asked_for():
+    verify_overrides("evaluate", [])
+    with pytest.raises(SettingsError, match=r"missing: artefact; type artefact=\.\.\."):
+        to_plain(compose_config("evaluate"))
+
+
+@pytest.mark.parametrize("key", ["_target_", "_partial_", "_args_"])
+@pytest.mark.parametrize(
+    "override", ["+{}=os.system", "+model.{}=os.system", "+model.geometry.{}=x", "dataset.train=[{{{}: os.system}}]"]
+)
+def test_a_configuration_is_never_code(key, override):
+    found = _fails("model=scratch", override.format(key))
+    assert key in found
+    assert "a configuration is data, never code" in found
+
+
+def test_no_file_in_conf_names_code():
+    for path in CONF.rglob("*.yaml"):
+        text = path.read_text()
+        assert not any(key in text for key in ("_target_", "_partial_", "_args_")), path
+
+
+def test_the_environment_is_fenced(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2")
+    monkeypatch.setenv("USER", "ada")
+    found = _fails("run.name=${oc.env:WANDB_API_KEY}")
+    assert "oc.env:WANDB_API_KEY is not allowed" in found
+    assert "hunter2" not in found
+    assert _settings("run.name=${oc.env:USER}").run.name == "ada"
+    assert _settings("run.name=${oc.env:SLURM_JOB_ID,none}").run.name in ("none", os.environ.get("SLURM_JOB_ID"))
+    assert not any(word in name for name in ENVIRONMENT_NAMES for word in ("KEY", "TOKEN", "SECRET", "PASS"))
+
+
+def test_hydras_own_flags_and_keys_pass():
+    verify_overrides("train", ["--cfg", "job", "hydra.verbose=true", "-m", "optimizer.lr=1e-5,1e-6", "model=tiny,base"])
+
+
+def test_keys_of_the_chosen_option_are_known():
+    verify_overrides("train", ["model=scratch", "model.geometry.d_model=32", "finetune=lora", "finetune.rank=4"])
+    with pytest.raises(SettingsError, match=r"unknown key finetune\.rank"):
+        verify_overrides("train", ["finetune=full", "finetune.rank=4"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Needs:
+    must: int
+    may: int = 3
+
+
+def test_build_wants_every_field_without_a_default():
+    assert build(_Needs, {"must": 1}, path="group") == _Needs(1, 3)
+    with pytest.raises(SettingsError, match=r"group\.must is missing"):
+        build(_Needs, {}, path="group")
+    with pytest.raises(SettingsError, match="group must be a group of keys, found 3"):
+        build(_Needs, 3, path="group")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("wrong"), 2), (FileNotFoundError("gone"), 2), (RuntimeError("cannot"), 2), (KeyboardInterrupt(), 130)],
+)
+def test_a_users_mistake_is_one_line_and_a_status(capsys, monkeypatch, error, status):
+    monkeypatch.delenv("MEZZAVOCE_TRACEBACK", raising=False)
+
+    def action():
+        raise error
+
+    assert run_guarded(action) == status
+    printed = capsys.readouterr().err
+    assert printed == ("stopped\n" if status == 130 else f"error: {error}\n")
+
+
+def test_our_own_mistake_keeps_its_traceback():
+    def action():
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        run_guarded(action)
+
+
+def test_the_traceback_is_there_for_who_asks(capsys, monkeypatch):
+    monkeypatch.setenv("MEZZAVOCE_TRACEBACK", "1")
+
+    def action():
+        raise ValueError("wrong")
+
+    assert run_guarded(action) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def _python(arguments, cwd, **environment):
+    environment = {**os.environ, "MEZZAVOCE_TRACEBACK": "", "PYTHONPATH": "", **environment}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_misspelt_key_exits_with_2_and_one_line_from_any_folder(tmp_path):
+    """By path, where `scripts/` would hide the package `train` from the imports of the script."""
+    done = _python([str(PROJECT / "scripts" / "train.py"), "trainer.max_stepss=3"], tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: unknown key trainer.max_stepss; did you mean trainer.max_steps?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_as_a_module_it_fails_in_one_line_too_and_leaves_no_folders_of_hydras(tmp_path):
+    """As far as into `train.run`, which says that there is nothing to train on."""
+    overrides = ["model=scratch", "dataset=manifest", "tracker=none", "precision=fp32"]
+    done = _python(["-m", "scripts.train", *overrides], tmp_path, PYTHONPATH=str(PROJECT))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: dataset.train= names no manifest"
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*")] == ["runs"]
+    assert (tmp_path / "runs" / "scratch" / "config.yaml").is_file()
+    assert "names no manifest" in (tmp_path / "runs" / "scratch" / "train.log").read_text()
