@@ -139,7 +139,7 @@ class Loop:
             while self.progress.attempted < trainer.max_steps and self.stop_signal is None and not self._is_worn_out():
                 result, batches = self._update(updates)
                 bar.advance(result, lr=self._lr_taken(), audio_s=sum(b.audio_s for b in batches.micro_batches))
-                if self._is_due(trainer.log_every_steps):
+                if self._is_due(trainer.log_every_steps) or self.progress.attempted == trainer.max_steps:
                     self._log(result)
                 if self._is_due(trainer.eval_every_steps):
                     self._validate()
