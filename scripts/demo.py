@@ -25,7 +25,7 @@ from rich.table import Table
 from infer.score.report import render_before_after
 from scripts.evaluate import Evaluation, build_settings, evaluate_artefact
 from scripts.export import ExportSettings, FinishedRun, TargetSettings, export
-from scripts.settings import PROJECT, compose_config, run_guarded
+from scripts.settings import PROJECT, compose_config, quiet_libraries, run_guarded
 
 CORPUS = PROJECT / "data" / "demo" / "corpus"
 BASE = PROJECT / "data" / "demo" / "base"
@@ -181,6 +181,7 @@ def render_summary(figures: dict[str, Any], run_dir: Path) -> Table:
 
 def main() -> None:
     """Run the demo."""
+    quiet_libraries()
     console = Console(width=None if sys.stdout.isatty() else 100)
     sys.exit(run_guarded(lambda: 0 if run_demo(sys.argv[1:], console=console) else 1))
 

@@ -29,9 +29,9 @@ from rich.table import Table
 from data.demo.sentences import LANGUAGES, Lexicon, Splits, build_splits, load_lexicon
 from data.demo.synthesis import VARIANTS, ClipJob, compute_phonemes, find_tool, read_espeak_version, render_clip
 
-NUM_CLINIC = {"num_train": 230, "num_validation": 16, "num_test": 40}
+NUM_CLINIC = {"num_train": 180, "num_validation": 16, "num_test": 40}
 NUM_HOME = {"num_train": 2400, "num_validation": 8, "num_test": 40}
-NUM_REHEARSAL = 60
+NUM_REHEARSAL = 112
 """Sentences of home/train that are shipped: the first of those that the base model is trained on."""
 
 Item = TypeVar("Item")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import transformers
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -37,6 +38,12 @@ USER_ERRORS = (ValueError, FileNotFoundError, RuntimeError, PermissionError)
 
 class SettingsError(ValueError):
     """A configuration that cannot be used."""
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to our own tables and bars."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
 
 
 def register_resolvers() -> None:
@@ -215,6 +222,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], int]], Cal
             code = run_guarded(functools.partial(verify_overrides, config_name, sys.argv[1:]))
             if code:
                 sys.exit(code)
+            quiet_libraries()
             register_resolvers()
             GlobalHydra.instance().clear()
             hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(guarded)()

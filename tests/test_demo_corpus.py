@@ -16,10 +16,10 @@ DEMO_DIR = Path(__file__).resolve().parents[1] / "data" / "demo"
 CORPUS_DIR = DEMO_DIR / "corpus"
 LANGUAGES = ("zh", "en", "ja", "ar", "ru")
 CLIPS_PER_LANGUAGE = {
-    "clinic/train": 230,
+    "clinic/train": 180,
     "clinic/validation": 16,
     "clinic/test": 40,
-    "home/train": 60,
+    "home/train": 112,
     "home/validation": 8,
     "home/test": 40,
 }
@@ -100,7 +100,7 @@ def test_clinic_words_are_frequent_in_train(manifests: dict[str, list[Row]], lan
     separator = "" if language in ("zh", "ja") else " "
     texts = [separator + text + separator for text in texts_of(manifests["clinic/train"], language)]
     counts = {word: sum(separator + word + separator in text for text in texts) for word in words - glue}
-    assert min(counts.values()) >= 15, counts
+    assert min(counts.values()) >= 10, counts
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

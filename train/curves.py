@@ -39,7 +39,7 @@ def draw_curves(metrics: Path, target: Path, *, title: str) -> Path:
     if scored:
         steps = [line["step"] for line in scored]
         left.plot(steps, [line["valid/validation/loss"] for line in scored], "o-", color=SECOND, label="held-out loss")
-    left.set(xlabel="update", ylabel="nats a label token", ylim=(0, None), title="Loss")
+    left.set(xlabel="update", ylabel="nats a label token", xlim=(0, None), ylim=(0, None), title="Loss")
     left.legend(frameon=False, loc="upper right")
     scale = left.twinx()
     scale.plot(*zip(*rates, strict=True), color=PALE, linewidth=1, linestyle="--")
@@ -67,5 +67,5 @@ def _draw_rates(axis: Axes, scored: list[dict[str, float]]) -> None:
         metric = headline_metric(language)
         values = [100 * line[f"valid/validation/{language}/{metric}"] for line in scored]
         axis.plot(steps, values, linewidth=1, label=f"{language} ({metric.upper()})")
-    axis.set_ylim(0, None)
+    axis.set(xlim=(0, None), ylim=(0, None))
     axis.legend(frameon=False, fontsize="small", ncols=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,26 +83,28 @@ def export_run(settings: TrainSettings, target: Path, *, dtype: torch.dtype, ste
         step: of the checkpoint; None takes the one that was exported.
 
     Raises:
-        FileNotFoundError: if the run has no such checkpoint.
-        ValueError: if the run's model was made from random weights and its tokenizer cannot be learnt again.
+        FileNotFoundError: if the run is not finished, or has no such checkpoint.
     """
     run_dir = settings.run_dir.expanduser().absolute()
+    if not (run_dir / "export" / "mezzavoce.json").is_file():
+        raise FileNotFoundError(f"{run_dir} has no export/ yet; the run is not finished")
     export_record = json.loads((run_dir / "export" / "mezzavoce.json").read_text())
     step = step if step is not None else int(export_record["trained_steps"])
     path = run_dir / "checkpoints" / f"step-{step:06d}"
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not there; look into {path.parent}")
     checkpoint = load_checkpoint(path)
-    if settings.model.path is None:
-        raise ValueError("a model from random weights has no source folder to load; use its export/ folder")
-    loaded = load_model(settings.model)
+    # A model from random weights has no source but itself; what never learns, the table of positions, is rounded there.
+    source = settings.model.path or str(run_dir / "export")
+    loaded = load_model(dataclasses.replace(settings.model, path=source))
+    origin = loaded.source if settings.model.path is not None else {"name": settings.model.name, "path": None}
     choose_trainable(loaded.whisper, settings.finetune)
     parameters = dict(loaded.whisper.named_parameters())
     for name, tensor in checkpoint.model.items():
         parameters[name].data.copy_(tensor)
     shape = HalfCopy(loaded.whisper, loaded.tokenizer, settings.window.windows(), device=torch.device("cpu"))
     state = merged_state(loaded.whisper, replaced=checkpoint.average)
-    record = describe_run(settings, loaded.source, step=step, headline=checkpoint.state["progress"]["best_headline"])
+    record = describe_run(settings, origin, step=step, headline=checkpoint.state["progress"]["best_headline"])
     return export_weights(target, state, shape, dtype=dtype, record=record)
 
 

@@ -15,7 +15,7 @@ LANGUAGES = ("zh", "en", "ja", "ar", "ru")
 LEXICON_DIR = Path(__file__).parent / "lexicon"
 
 # Below this, the fine-tuning hears a word too seldom to learn it in two minutes.
-MIN_CLINIC_WORD_COUNT = 15
+MIN_CLINIC_WORD_COUNT = 10
 _MAX_DRAWS = 400  # draws for one sentence; when all of them are old, the templates count as exhausted
 
 _NUM_CANDIDATES = 16  # candidates compared for one sentence; more means more even counts of words
