@@ -138,12 +138,13 @@ def open_updates(
     Args:
         dataset: reads one update.
         start: first position; found at once, nothing is replayed.
-        num_workers: processes that decode; 0 reads in this one, None takes one for each spare core, at most 8.
+        num_workers: processes that decode; 0 reads in this one, None leaves two cores to
+            the training and takes the others, at most 8: on two cores a second process costs more than it reads ahead.
         pin_memory: pin the tensors for copies to a CUDA device.
         prefetch: updates read ahead by each worker.
     """
     if num_workers is None:
-        num_workers = max(1, min(8, len(os.sched_getaffinity(0)) - 1))
+        num_workers = max(0, min(8, len(os.sched_getaffinity(0)) - 2))
     loader: DataLoader[UpdateBatches] = DataLoader(
         dataset,
         batch_size=None,

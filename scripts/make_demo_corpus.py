@@ -12,8 +12,8 @@ import json
 import os
 import re
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from data.demo.synthesis import VARIANTS, ClipJob, compute_phonemes, find_tool, 
 NUM_CLINIC = {"num_train": 180, "num_validation": 16, "num_test": 40}
 NUM_HOME = {"num_train": 2400, "num_validation": 8, "num_test": 40}
 NUM_REHEARSAL = 112
-"""Sentences of home/train that are shipped: the first of those that the base model is trained on."""
+"""Sentences of home/train a language that are shipped, of those that the base model is trained on."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -105,7 +105,8 @@ def main() -> None:
         console.print(f"espeak-ng {read_espeak_version()}, seed {options.seed}")
         clips = build_clips(options.seed)
         if options.part in ("shipped", "all"):
-            shipped = [clip for clip in clips if not (_is_home_train(clip) and clip.index >= NUM_REHEARSAL)]
+            rehearsed = choose_rehearsal(clips)
+            shipped = [clip for clip in clips if not _is_home_train(clip) or clip.clip_id in rehearsed]
             make_part(shipped, options.out / "corpus", options.seed, console)
         if options.part in ("base", "all"):
             base = [clip for clip in clips if clip.domain == "home" and clip.split != "test"]
@@ -141,6 +142,25 @@ def build_clips(seed: int) -> list[Clip]:
             raise ValueError(f"{first} and {clip.clip_id} say the same; change {clip.lexicon.language}.yaml")
     # A stable sort by place puts the languages of one place next to each other, in the order of LANGUAGES.
     return sorted(clips, key=lambda clip: (clip.domain, clip.split, clip.index))
+
+
+def choose_rehearsal(clips: Sequence[Clip]) -> set[str]:
+    """Choose the home sentences against forgetting: few, and yet with as many of the domain's words as can be.
+
+    Returns:
+        Clip ids, NUM_REHEARSAL a language.
+    """
+    chosen: set[str] = set()
+    for language in LANGUAGES:
+        left = [clip for clip in clips if _is_home_train(clip) and clip.lexicon.language == language]
+        counts: Counter[str] = Counter()
+        for _ in range(NUM_REHEARSAL):
+            # The sentence whose words are rarest among those chosen; of several, the first.
+            best = max(left, key=lambda clip: (sum(4.0 ** -counts[word] for word in set(clip.words)), -clip.index))
+            left.remove(best)
+            counts.update(set(best.words))
+            chosen.add(best.clip_id)
+    return chosen
 
 
 def make_part(clips: list[Clip], out_dir: Path, seed: int, console: Console) -> None:

@@ -86,7 +86,7 @@ class TrainerSettings:
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept, besides the best."""
     num_workers: int | None = None
-    """Processes that decode; None takes one for each spare core, at most 8."""
+    """Processes that decode; None leaves two cores to the training, at most 8."""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "micro_batch_size", "accumulation_steps", "log_every_steps", "keep_checkpoints"):
