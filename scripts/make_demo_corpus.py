@@ -105,8 +105,7 @@ def main() -> None:
         console.print(f"espeak-ng {read_espeak_version()}, seed {options.seed}")
         clips = build_clips(options.seed)
         if options.part in ("shipped", "all"):
-            rehearsed = choose_rehearsal(clips)
-            shipped = [clip for clip in clips if not _is_home_train(clip) or clip.clip_id in rehearsed]
+            shipped = [clip for clip in clips if not _is_home_train(clip)] + choose_rehearsal(clips)
             make_part(shipped, options.out / "corpus", options.seed, console)
         if options.part in ("base", "all"):
             base = [clip for clip in clips if clip.domain == "home" and clip.split != "test"]
@@ -144,14 +143,15 @@ def build_clips(seed: int) -> list[Clip]:
     return sorted(clips, key=lambda clip: (clip.domain, clip.split, clip.index))
 
 
-def choose_rehearsal(clips: Sequence[Clip]) -> set[str]:
+def choose_rehearsal(clips: Sequence[Clip]) -> list[Clip]:
     """Choose the home sentences against forgetting: few, and yet with as many of the domain's words as can be.
 
     Returns:
-        Clip ids, NUM_REHEARSAL a language.
+        NUM_REHEARSAL clips a language; the languages take turns.
     """
-    chosen: set[str] = set()
+    chosen: list[list[Clip]] = []
     for language in LANGUAGES:
+        picked: list[Clip] = []
         left = [clip for clip in clips if _is_home_train(clip) and clip.lexicon.language == language]
         counts: Counter[str] = Counter()
         for _ in range(NUM_REHEARSAL):
@@ -159,8 +159,9 @@ def choose_rehearsal(clips: Sequence[Clip]) -> set[str]:
             best = max(left, key=lambda clip: (sum(4.0 ** -counts[word] for word in set(clip.words)), -clip.index))
             left.remove(best)
             counts.update(set(best.words))
-            chosen.add(best.clip_id)
-    return chosen
+            picked.append(best)
+        chosen.append(sorted(picked, key=lambda clip: clip.index))
+    return [clip for turn in zip(*chosen, strict=True) for clip in turn]
 
 
 def make_part(clips: list[Clip], out_dir: Path, seed: int, console: Console) -> None:

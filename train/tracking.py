@@ -135,7 +135,9 @@ class WandbTracker:
         self.run_id: str | None = run.id
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
-        logger.info("W&B is %s (%s)", mode, run.url if mode == "online" else f"send it later: wandb sync {run.dir}/..")
+        logger.info(
+            "W&B is %s (%s)", mode, run.url if mode == "online" else f"send it later: wandb sync {Path(run.dir).parent}"
+        )
 
     def log(self, figures: Mapping[str, float | None], *, step: int) -> None:
         """Log figures under their step."""
