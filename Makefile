@@ -29,7 +29,8 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.accumulation
+	$(BIN)/python -m benchmarks.loss_scale
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

@@ -2,7 +2,7 @@
 
     make demo        or: python scripts/demo.py [overrides of the training]
 
-Twenty minutes of synthetic clinic speech a language teach five languages words that the base model has never heard;
+Six minutes of synthetic clinic speech a language teach five languages words that the base model has never heard;
 the old domain is scored, too, since a model that forgets is no better.
 """
 
