@@ -74,7 +74,7 @@ def split_batches(size: int) -> list[SpeechBatch]:
     """Cut the clips into micro-batches, each padded to its own longest label."""
     features, labels = build_clips()
     return [
-        collate(features[i : i + size], labels[i : i + size], rows=range(i, i + size), audio_s=float(size), pad_id=0)
+        collate(features[i : i + size], labels[i : i + size], clips=range(i, i + size), audio_s=float(size), pad_id=0)
         for i in range(0, 16, size)
     ]
 
@@ -106,10 +106,10 @@ class _Capture(Updater):
 
     gradient: Tensor
 
-    def _step(self, loss: float, num_tokens: int, bad_rows: tuple[int, ...]) -> Any:
+    def _step(self, loss: float, num_tokens: int, bad_clips: tuple[int, ...]) -> Any:
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
         self.gradient = flat_gradient(self.objective.whisper) / scale
-        return super()._step(loss, num_tokens, bad_rows)
+        return super()._step(loss, num_tokens, bad_clips)
 
 
 def our_gradient(precision_name: str, micro_batch_size: int) -> tuple[Tensor, float]:

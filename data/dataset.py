@@ -1,165 +1,253 @@
-"""Clips of one or more manifests, ready to be read: checked labels, known lengths, quarantine."""
+"""Clips of one or more sources, ready to be read: known lengths, texts that fit, and a list of what was left out."""
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data.audio import MIN_DURATION_S, SAMPLING_RATE, AudioError, Waveform, load_waveform, probe_duration_s
 from data.features import MAX_WINDOW_S
-from data.labels import LabelBuilder, LabelError, Labels
-from data.manifest import Manifest, Row, admit, read_manifest
-from data.reasons import Reason, Rejected, reject
+from data.ingest import Ingest, admit
+from data.labels import PREFIX_LENGTH, LabelBuilder, LabelError
+from data.packing import pack_rows
+from data.reasons import Reason, Rejected
+from data.recordings import cut_recording
+from data.records import table_of_rows
+from data.rows import JoinedRows, Row, RowTable, encoded, reject_row
+from data.sources import Source, read_source
 
-logger = logging.getLogger(__name__)
-
-INT16_FULL_SCALE = 32767.0
+PROBES_AT_ONCE = 4096  # rows whose length is looked up between two looks at the memory
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Rows that passed every check that needs no decoding, and what did not."""
+    """What a model is trained or validated on: each clip is a row, or several neighbours joined."""
 
-    rows: tuple[Row, ...]
-    labels: tuple[Labels, ...]
-    durations_s: tuple[float, ...]
-    rejected: tuple[Rejected, ...]
+    rows: JoinedRows
+    bounds: npt.NDArray[np.int64]
+    """(num_clips + 1): clip i is made of the rows from bounds[i] to bounds[i + 1]."""
+    durations_s: npt.NDArray[np.float64]
+    """(num_clips,) seconds."""
+    ingest: tuple[Ingest, ...]
+    """What became of each source's lines."""
+
+    def __len__(self) -> int:
+        return len(self.durations_s)
 
     @property
     def audio_s(self) -> float:
         """Seconds of speech."""
-        return sum(self.durations_s)
+        return float(self.durations_s.sum())
+
+    @property
+    def rejected(self) -> tuple[Rejected, ...]:
+        """Lines and clips that were left out."""
+        return tuple(record for ingest in self.ingest for record in ingest.rejected)
+
+    @property
+    def source_of(self) -> npt.NDArray[np.int64]:
+        """(num_clips,) place of each clip's source."""
+        return self.rows.table_of(self.bounds[:-1])
+
+    @property
+    def languages(self) -> npt.NDArray[np.str_]:
+        """(num_clips,) language of each clip."""
+        return self.rows.languages[self.bounds[:-1]]
+
+    @property
+    def no_speech(self) -> npt.NDArray[np.bool_]:
+        """(num_clips,) whether nothing is said in a clip."""
+        return self.rows.column("no_speech").astype(bool)[self.bounds[:-1]]
+
+    def members(self, clip: int) -> range:
+        """Return the places of a clip's rows."""
+        return range(int(self.bounds[clip]), int(self.bounds[clip + 1]))
+
+    def clip_of(self, row: int) -> int:
+        """Return the place of the clip that holds a row."""
+        return int(np.searchsorted(self.bounds, row, side="right")) - 1
+
+
+def load_row(row: Row, *, max_duration_s: float | None = float(MAX_WINDOW_S)) -> Waveform:
+    """Decode the clip of a row, (num_samples,) float32 at 16 kHz.
+
+    Raises:
+        AudioError: if it cannot be used.
+    """
+    return load_waveform(
+        encoded(row.audio),
+        offset_s=row.offset_s,
+        duration_s=row.duration_s,
+        max_duration_s=max_duration_s,
+        name=str(row.audio),
+    )
 
 
 def open_clips(
-    manifests: Sequence[Path],
+    sources: Sequence[Source],
     label_builder: LabelBuilder,
     *,
-    strict: bool,
+    on_bad: str,
     max_bad_share: float,
-    max_duration_s: float | None = float(MAX_WINDOW_S),
+    max_duration_s: float = float(MAX_WINDOW_S),
+    pack: bool = False,
 ) -> Clips:
-    """Read manifests, check every row, and find the length of every clip.
+    """Read sources, check every row, and find the length of every clip.
 
     Args:
-        manifests: JSONL files; their rows are joined.
-        label_builder: makes the tokens, and so finds texts that do not fit.
-        strict: any bad row stops; for held-out sets.
-        max_bad_share: largest share of bad lines in a manifest that is tolerated otherwise, 0 to 1.
-        max_duration_s: longest clip; None for sets that are decoded as long recordings.
+        sources: their rows are joined.
+        label_builder: finds texts that do not fit.
+        on_bad: `strict`, `quarantine` or `report`; see `admit`.
+        max_bad_share: largest share of bad lines or hours of a source that `quarantine` tolerates, 0 to 1.
+        max_duration_s: longest clip; recordings with segments are cut to it.
+        pack: join neighbours of one language up to `max_duration_s`.
 
     Raises:
-        ValueError: if too much of a manifest is bad, with file, line and reason of the first few.
-        FileNotFoundError: if a manifest does not exist.
+        ValueError: if too much of a source is bad, with file, line and reason of the first few.
+        FileNotFoundError: if a source does not exist.
     """
-    rows: list[Row] = []
-    labels: list[Labels] = []
-    durations: list[float] = []
-    rejected: list[Rejected] = []
-    for path in manifests:
-        manifest = read_manifest(path)
-        taken, faults = _check_rows(manifest.rows, label_builder, max_duration_s)
-        checked = Manifest(manifest.path, tuple(row for row, _, _ in taken), manifest.rejected + tuple(faults))
-        admit(checked, strict=strict, max_bad_share=max_bad_share)
-        rows += [row for row, _, _ in taken]
-        labels += [item for _, item, _ in taken]
-        durations += [duration_s for _, _, duration_s in taken]
-        rejected += checked.rejected
-    return Clips(tuple(rows), tuple(labels), tuple(durations), tuple(rejected))
+    tables: list[RowTable] = []
+    ingest: list[Ingest] = []
+    for source in sources:
+        read = read_source(source)
+        checked = check_rows(read, label_builder, max_duration_s)
+        found = Ingest.of(read, checked)
+        admit(found, on_bad=on_bad, max_bad_share=max_bad_share)
+        tables.append(_cap(checked, source))
+        ingest.append(found)
+    return join_tables(tables, label_builder, pack=pack, max_duration_s=max_duration_s, ingest=ingest)
 
 
-def _check_rows(
-    rows: Sequence[Row], label_builder: LabelBuilder, max_duration_s: float | None
-) -> tuple[list[tuple[Row, Labels, float]], list[Rejected]]:
-    taken: list[tuple[Row, Labels, float]] = []
-    rejected: list[Rejected] = []
-    with ThreadPoolExecutor() as pool:
-        durations = list(pool.map(_duration_or_error, rows))
-    for row, duration in zip(rows, durations, strict=True):
+def join_tables(
+    tables: Sequence[RowTable],
+    label_builder: LabelBuilder,
+    *,
+    pack: bool,
+    max_duration_s: float = float(MAX_WINDOW_S),
+    ingest: Sequence[Ingest] = (),
+) -> Clips:
+    """Make clips of checked rows, one of each, or of several neighbours."""
+    rows = JoinedRows(tables)
+    bounds = _pack(rows, label_builder, max_duration_s) if pack else np.arange(len(rows) + 1)
+    durations_s = np.add.reduceat(rows.durations_s, bounds[:-1]) if len(rows) else np.zeros(0)
+    return Clips(rows, bounds, durations_s, tuple(ingest))
+
+
+def check_rows(table: RowTable, label_builder: LabelBuilder, max_duration_s: float = float(MAX_WINDOW_S)) -> RowTable:
+    """Return the rows that can be used, each with its length; recordings with segments become their windows."""
+    durations_s, faults = _find_durations(table)
+    is_long = np.round((durations_s - max_duration_s) * SAMPLING_RATE) > 0
+    is_recording = (table.num_segments > 0) | (is_long & table.column("no_speech").astype(bool))
+    for i in np.flatnonzero(is_long & ~is_recording):
+        faults[int(i)] = (Reason.AUDIO_TOO_LONG, f"{durations_s[i]:.2f} s and no segments to cut it at")
+    for i in np.flatnonzero(durations_s < MIN_DURATION_S):
+        reason = Reason.AUDIO_EMPTY if durations_s[i] == 0 else Reason.AUDIO_TOO_SHORT
+        faults.setdefault(int(i), (reason, f"{durations_s[i]:.3f} s"))
+    faults |= _find_text_faults(table, ~is_recording, label_builder)
+    rejected = [reject_row(table[i], *fault) for i, fault in sorted(faults.items())]
+    windows: list[Row] = []
+    stored: list[int | None] = []
+    for i in np.flatnonzero(is_recording):
+        if int(i) not in faults:
+            parts, lost = _cut(table[int(i)], float(durations_s[i]), max_duration_s, label_builder)
+            windows += parts
+            stored += [table.table["stored"][int(i)].as_py()] * len(parts)
+            rejected += lost
+    is_kept = ~is_recording
+    is_kept[list(faults)] = False
+    place = table.table.schema.get_field_index("duration_s")
+    kept = table.table.set_column(place, "duration_s", pa.array(durations_s)).filter(pa.array(is_kept))
+    if windows:
+        kept = pa.concat_tables([kept, table_of_rows(windows, stored)]).unify_dictionaries()
+        kept = kept.take(pa.array(np.argsort(kept["line"].to_numpy(), kind="stable")))
+    return table.replace(kept, [*table.rejected, *rejected])
+
+
+def _cut(
+    row: Row, duration_s: float, max_duration_s: float, label_builder: LabelBuilder
+) -> tuple[list[Row], list[Rejected]]:
+    """Return the windows of a recording, and what is lost of it."""
+    row = dataclasses.replace(row, duration_s=duration_s)
+    cut = cut_recording(row, duration_s=duration_s, window_s=max_duration_s, fits=label_builder.fits_window)
+    windows: list[Row] = []
+    lost = list(cut.rejected)
+    for window in cut.windows:
         try:
-            if isinstance(duration, AudioError):
-                raise duration
-            if max_duration_s is not None and round((duration - max_duration_s) * SAMPLING_RATE) > 0:
-                raise AudioError(Reason.AUDIO_TOO_LONG, row.audio, f"{duration:.2f} s")
-            if duration < MIN_DURATION_S:
-                reason = Reason.AUDIO_EMPTY if duration == 0 else Reason.AUDIO_TOO_SHORT
-                raise AudioError(reason, row.audio, f"{duration:.3f} s")
-            taken.append((row, label_builder.build(row), duration))
-        except AudioError as e:
-            rejected.append(_reject_row(row, e.reason, e.detail))
+            label_builder.verify(window)
+            windows.append(window)
         except LabelError as e:
-            rejected.append(_reject_row(row, e.reason, str(e)))
-    return taken, rejected
+            lost.append(reject_row(window, e.reason, str(e)))
+    return windows, lost
 
 
-def _duration_or_error(row: Row) -> float | AudioError:
+def _find_durations(table: RowTable) -> tuple[npt.NDArray[np.float64], dict[int, tuple[Reason, str]]]:
+    """Look up the length of rows whose source does not say it; also return what is wrong with those that have none."""
+    durations_s = table.durations_s.copy()
+    faults: dict[int, tuple[Reason, str]] = {}
+    unknown = np.flatnonzero(np.isnan(durations_s))
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(unknown), PROBES_AT_ONCE):
+            places = unknown[start : start + PROBES_AT_ONCE]
+            for i, found in zip(places, pool.map(_probe, [table[int(i)] for i in places]), strict=True):
+                if isinstance(found, AudioError):
+                    faults[int(i)] = (found.reason, found.detail)
+                else:
+                    durations_s[i] = found
+    return durations_s, faults
+
+
+def _probe(row: Row) -> float | AudioError:
     try:
-        if row.duration_s is not None:
-            return row.duration_s
-        return probe_duration_s(row.audio) - (row.offset_s or 0.0)
+        return probe_duration_s(encoded(row.audio), offset_s=row.offset_s, max_duration_s=None, name=str(row.audio))
     except AudioError as e:
         return e
 
 
-def _reject_row(row: Row, reason: Reason, detail: str) -> Rejected:
-    return reject(reason, manifest=row.manifest, line=row.line, id=row.id, audio=row.audio, detail=detail)
-
-
-class ClipReader:
-    """Decode clips, and keep them in memory as 16-bit samples up to a limit."""
-
-    def __init__(self, clips: Clips, *, cache_gib: float, max_duration_s: float | None = float(MAX_WINDOW_S)) -> None:
-        """Remember the rows; nothing is read yet.
-
-        Args:
-            clips: the rows.
-            cache_gib: memory for decoded clips, in GiB, in each loader process; 0 decodes every time,
-                and leaves the samples as they are.
-            max_duration_s: longest clip that is accepted.
-        """
-        self.clips = clips
-        self.max_duration_s = max_duration_s
-        self._cache: dict[int, npt.NDArray[np.int16]] = {}
-        self._is_caching = cache_gib > 0
-        self._cache_left = int(cache_gib * 2**30)
-        self._failed: dict[int, Rejected] = {}
-
-    def read(self, index: int) -> Waveform | Rejected:
-        """Return the waveform of a row, (num_samples,) float32 at 16 kHz, or why there is none."""
-        kept = self._cache.get(index)
-        if kept is not None:
-            return (kept / np.float32(INT16_FULL_SCALE)).astype(np.float32)
-        if index in self._failed:  # a clip that could not be read is not tried again in a later epoch
-            return self._failed[index]
-        row = self.clips.rows[index]
+def _find_text_faults(
+    table: RowTable, is_looked_at: npt.NDArray[np.bool_], label_builder: LabelBuilder
+) -> dict[int, tuple[Reason, str]]:
+    """Build the labels of rows that a look at whole columns cannot clear, and return what is wrong with them."""
+    text, prompt = table.table["text"], table.table["prompt"]
+    may_hold_control = pc.or_(pc.match_substring(text, "<|"), pc.match_substring(prompt, "<|")).to_numpy()
+    languages = table.languages
+    foreign = [language for language in np.unique(languages) if not label_builder.knows(str(language))]
+    doubtful = pc.binary_length(text).to_numpy() > label_builder.max_sure_bytes
+    doubtful |= may_hold_control | np.isin(languages, foreign)
+    faults: dict[int, tuple[Reason, str]] = {}
+    for i in np.flatnonzero(doubtful & is_looked_at):
         try:
-            waveform = load_waveform(
-                row.audio,
-                offset_s=row.offset_s,
-                duration_s=row.duration_s,
-                max_duration_s=self.max_duration_s,
-            )
-        except AudioError as e:
-            self._failed[index] = _reject_row(row, e.reason, e.detail)
-            return self._failed[index]
-        if not self._is_caching:
-            return waveform
-        # Rounded whether or not there is room: each worker fills a cache of its own, and neither their number nor the
-        # place where a run was taken up again may change a sample.
-        samples = np.round(np.clip(waveform, -1.0, 1.0) * INT16_FULL_SCALE).astype(np.int16)
-        if self._cache_left >= samples.nbytes:
-            self._cache[index] = samples
-            self._cache_left -= samples.nbytes
-        return (samples / np.float32(INT16_FULL_SCALE)).astype(np.float32)
+            label_builder.verify(table[int(i)])
+        except LabelError as e:
+            faults[int(i)] = (e.reason, str(e))
+    return faults
 
-    def reject_duration(self, index: int, found_s: float) -> Rejected:
-        """Return the record of a row whose audio is longer than its manifest says, and so than its window."""
-        stated_s = self.clips.durations_s[index]
-        detail = f"{found_s:.2f} s found, {stated_s:.2f} s in the manifest"
-        return _reject_row(self.clips.rows[index], Reason.AUDIO_DURATION, detail)
+
+def _cap(table: RowTable, source: Source) -> RowTable:
+    """Leave out rows beyond the source's limits; those that stay are spread evenly over all."""
+    keep = len(table) if source.max_clips is None else min(len(table), source.max_clips)
+    if source.max_hours is not None and (hours := table.durations_s.sum() / 3600) > source.max_hours:
+        keep = min(keep, max(1, int(len(table) * source.max_hours / hours)))
+    if keep == len(table):
+        return table
+    return table.replace(table.table.take(pa.array(np.arange(keep) * len(table) // keep)), table.rejected)
+
+
+def _pack(rows: JoinedRows, label_builder: LabelBuilder, max_duration_s: float) -> npt.NDArray[np.int64]:
+    columns = {name: rows.column(name) for name in ("text", "task", "speaker", "no_speech", "open_start_s")}
+    texts = columns["text"]
+    counts = [label_builder.count_tokens(texts[i : i + 4096].tolist()) for i in range(0, len(texts), 4096)]
+    return pack_rows(
+        rows.durations_s,
+        groups=(rows.table_of(np.arange(len(rows))), rows.languages, columns["task"], columns["speaker"]),
+        num_tokens=np.concatenate(counts),
+        is_packable=~columns["no_speech"].astype(bool) & np.isnan(columns["open_start_s"].astype(np.float64)),
+        max_duration_s=max_duration_s,
+        max_tokens=label_builder.max_positions - PREFIX_LENGTH,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -21,8 +22,10 @@ class Reason(Enum):
     AUDIO_CHANNELS = ("A09", "the audio has more than 8 channels")
     AUDIO_TOO_LONG = ("A10", "the clip is longer than the 30 s window")
     AUDIO_TOO_SHORT = ("A11", "the clip is shorter than 0.1 s")
+    AUDIO_SCALE = ("A15", "the samples lie far outside -1 to 1")
     AUDIO_DURATION = ("M08", "the audio is longer than the manifest says")
     AUDIO_NOT_A_FILE = ("A18", "the audio path is not a regular file")
+    TEXT_CONTROL = ("T02", "the transcript holds a control character or half a character")
     TEXT_EMPTY = ("T03", "the transcript is empty")
     TEXT_TOO_LONG = ("T04", "the transcript needs more label positions than the model has")
     TEXT_SPECIAL_TOKEN = ("T07", "the transcript holds a control token of the tokenizer")
@@ -40,6 +43,21 @@ class Reason(Enum):
         self.message = message
 
 
+LINE_FAULTS = frozenset(
+    reason.code
+    for reason in (
+        Reason.LINE_JSON,
+        Reason.LINE_ENCODING,
+        Reason.LINE_DUPLICATE_ID,
+        Reason.LINE_URL,
+        Reason.TEXT_LANGUAGE,
+        Reason.TEXT_TASK,
+        Reason.AUDIO_MISSING,
+    )
+)
+"""Codes that the catalogue calls rejected: nothing but the line is at fault, and only its author can mend it."""
+
+
 @dataclass(frozen=True)
 class Rejected:
     """One row that is not taken."""
@@ -53,21 +71,45 @@ class Rejected:
     audio: str
     code: str
     message: str
+    byte_offset: int | None = None
+    """Where the line begins in the manifest; None where lines are not bytes, as in Parquet."""
+
+    @property
+    def is_line_fault(self) -> bool:
+        """True if the line itself cannot be used (rejected), False if its audio or text is bad (quarantined)."""
+        return self.code in LINE_FAULTS
 
     def __str__(self) -> str:
         return f"{self.manifest}:{self.line}: [{self.code}] {self.message}"
 
     def as_record(self) -> dict[str, object]:
-        """Return the JSON object for `quarantine.jsonl`."""
-        return asdict(self)
+        """Return the JSON object for `quarantine.jsonl`, with size and SHA-256 of the audio file where there is one."""
+        path = Path(self.audio) if self.audio else None
+        try:
+            if path is None or not path.is_file():
+                return asdict(self)
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return {**asdict(self), "size": path.stat().st_size, "sha256": digest}
+        except (OSError, ValueError):  # a file that may not be read; a path that is no path
+            return asdict(self)
 
 
 def reject(
-    reason: Reason, *, manifest: Path | str, line: int, id: str = "", audio: object = "", detail: str = ""
+    reason: Reason,
+    *,
+    manifest: Path | str,
+    line: int,
+    id: str = "",
+    audio: object = "",
+    detail: str = "",
+    byte_offset: int | None = None,
 ) -> Rejected:
     """Build the record of a row that is not taken; `detail` says what was found."""
     message = f"{reason.message}: {detail}" if detail else reason.message
-    return Rejected(str(manifest), line, _writable(id), _writable(str(audio)), reason.code, _writable(message))
+    return Rejected(
+        str(manifest), line, _writable(id), _writable(str(audio)), reason.code, _writable(message), byte_offset
+    )
 
 
 def _writable(text: str) -> str:

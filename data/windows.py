@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from data.features import FRAMES_PER_S, HOP_LENGTH, MAX_WINDOW_S
 
@@ -41,12 +43,21 @@ class Windows:
         Raises:
             ValueError: if the clip is longer than 30 s.
         """
+        return int(self.frames_of(np.array([duration_s]))[0])
+
+    def frames_of(self, durations_s: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Return the frames of each clip's smallest window.
+
+        Raises:
+            ValueError: if a clip is longer than 30 s.
+        """
         # In whole samples, rounded as the resampler does: 2 s and one sample more at 44.1 kHz are 32000 at 16 kHz.
-        num_samples = round(duration_s * FRAMES_PER_S * HOP_LENGTH)
-        frames = [round(edge * FRAMES_PER_S) for edge in self.edges_s]
-        index = bisect.bisect_left(frames, math.ceil(num_samples / HOP_LENGTH))
-        if index == len(frames):
-            raise ValueError(f"a clip of {duration_s:.2f} s is longer than {MAX_WINDOW_S} s, and is never cut")
+        num_samples = np.round(durations_s * (FRAMES_PER_S * HOP_LENGTH))
+        frames = np.array([round(edge * FRAMES_PER_S) for edge in self.edges_s], dtype=np.int64)
+        index = np.searchsorted(frames, np.ceil(num_samples / HOP_LENGTH))
+        if len(index) and index.max() == len(frames):
+            longest_s = float(durations_s.max())
+            raise ValueError(f"a clip of {longest_s:.2f} s is longer than {MAX_WINDOW_S} s, and is never cut")
         return frames[index]
 
 

@@ -13,6 +13,8 @@ import torch
 
 from data.audio import SAMPLING_RATE, Waveform, load_waveform
 from data.features import LogMel
+from data.rows import StoredAudio, encoded
+from data.texts import join_texts
 from infer.artefact import Artefact
 from infer.decoding import Decoded, Decoder, DecodeSettings
 from infer.longform import cut_at_quiet
@@ -23,7 +25,8 @@ from infer.subtitles import Segment
 class Clip:
     """What to transcribe: a file, or a part of one."""
 
-    path: Path
+    audio: Path | StoredAudio
+    """A file, or a clip inside an archive."""
     offset_s: float | None = None
     duration_s: float | None = None
 
@@ -138,7 +141,13 @@ def _load(source: Path | Clip | Waveform) -> Waveform:
     if isinstance(source, np.ndarray):
         return source
     clip = Clip(source) if isinstance(source, Path) else source
-    return load_waveform(clip.path, offset_s=clip.offset_s, duration_s=clip.duration_s, max_duration_s=None)
+    return load_waveform(
+        encoded(clip.audio),
+        offset_s=clip.offset_s,
+        duration_s=clip.duration_s,
+        max_duration_s=None,
+        name=str(clip.audio),
+    )
 
 
 def _join(parts: Sequence[tuple[_Piece, Decoded]], duration_s: float) -> Transcript:
@@ -153,9 +162,8 @@ def _join(parts: Sequence[tuple[_Piece, Decoded]], duration_s: float) -> Transcr
             ]
         elif decoded.text:
             segments.append(Segment(piece.start_s, end_s, decoded.text))
-    glue = "" if first.language in ("zh", "ja", "yue") else " "
     return Transcript(
-        text=glue.join(decoded.text for _, decoded in parts if decoded.text),
+        text=join_texts((decoded.text for _, decoded in parts if decoded.text), first.language),
         language=first.language,
         detected_language=first.detected_language,
         language_probability=first.language_probability,

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data.settings import DatasetSettings
 from infer.artefact import amend_record, load_artefact
 from infer.decoding import DecodeSettings
 from infer.score.evaluation import Prediction, Score, score_predictions
@@ -51,18 +52,12 @@ class ScoringSettings:
 
 
 @dataclass(frozen=True)
-class HeldOutSettings:
-    """The `dataset` group, of which only `test` is looked at."""
-
-    test: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class EvaluateSettings:
     """One evaluation."""
 
     artefact: str
-    dataset: HeldOutSettings
+    dataset: DatasetSettings
+    """Only `test` is looked at."""
     decoding: DecodeSettings
     scoring: ScoringSettings
     infer: InferSettings
@@ -84,9 +79,7 @@ def build_settings(config: DictConfig) -> EvaluateSettings:
     Raises:
         SettingsError: for an unknown key, a wrong type or a bad value.
     """
-    plain = to_plain(config)
-    plain["dataset"] = {"test": plain["dataset"]["test"]}
-    return build(EvaluateSettings, plain, path="evaluate")
+    return build(EvaluateSettings, to_plain(config), path="evaluate")
 
 
 def evaluate_artefact(settings: EvaluateSettings, *, console: Console) -> Evaluation:
@@ -95,7 +88,7 @@ def evaluate_artefact(settings: EvaluateSettings, *, console: Console) -> Evalua
     Raises:
         ValueError: for a set or an artefact that cannot be used whole.
     """
-    rows = read_held_out([Path(path) for path in settings.dataset.test])
+    rows = read_held_out(settings.dataset.sources("test"))
     artefact = load_artefact(settings.artefact, compute=settings.infer.compute, device=best_device())
     console.print(
         f"{artefact.path}: stored in {artefact.stored}, computing in {artefact.compute} on {artefact.model.device} "
@@ -120,7 +113,7 @@ def evaluate_artefact(settings: EvaluateSettings, *, console: Console) -> Evalua
     facts: dict[str, Any] = {
         "decoding": asdict(settings.decoding),
         "batch_size": settings.infer.batch_size,
-        "test": [str(path) for path in settings.dataset.test],
+        "test": [source.path for source in settings.dataset.sources("test")],
     }
     report = write_report(report_dir(settings), score, predictions, artefact=artefact.describe(), settings=facts)
     if settings.report.record:

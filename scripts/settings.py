@@ -121,7 +121,8 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
         SettingsError: for a missing value, a failed interpolation, or a key that would make the configuration code.
     """
     try:
-        missing = sorted(OmegaConf.missing_keys(config))
+        # Looked for unresolved: what refers to a missing value would be named in its place.
+        missing = _missing(OmegaConf.to_container(config, resolve=False))
         if missing:
             raise SettingsError(f"missing: {', '.join(missing)}; type {missing[0]}=...")
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -130,6 +131,12 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     assert isinstance(plain, dict)
     _refuse_code(plain)
     return {str(key): value for key, value in plain.items()}
+
+
+def _missing(node: object, path: str = "") -> list[str]:
+    if isinstance(node, Mapping):
+        return sorted(key for name, value in node.items() for key in _missing(value, f"{path}{name}."))
+    return [path.rstrip(".")] if node == "???" else []
 
 
 def _refuse_code(node: object, path: str = "") -> None:
@@ -177,15 +184,22 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _convert(value, next(argument for argument in arguments if argument is not type(None)), path)
+        choices = [argument for argument in arguments if argument is not type(None)]
+        groups = [choice for choice in choices if dataclasses.is_dataclass(choice)]
+        # Text or a group of keys, such as a source: a mapping can only be the group.
+        return _convert(value, groups[0] if groups and isinstance(value, Mapping) else choices[0], path)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return build(hint, value, path=path)
     if origin is typing.Literal:
         if value not in arguments:
             raise SettingsError(f"{path}={value} must be one of {', '.join(map(str, arguments))}")
         return value
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise SettingsError(f"{path}={value!r} must be a group of keys, as {{text: sentence}}")
+        return {str(key): _convert(item, arguments[1], f"{path}.{key}") for key, item in value.items()}
     if origin is tuple:
-        items = [] if value is None else [value] if isinstance(value, str) else value
+        items = [] if value is None else [value] if isinstance(value, str | Mapping) else value
         if not isinstance(items, list):
             raise SettingsError(f"{path}={value!r} must be a list")
         if arguments[-1] is not Ellipsis and len(items) != len(arguments):

@@ -16,6 +16,8 @@ if not __package__:  # run by path: scripts/ would hide the package `train` and 
 from omegaconf import DictConfig
 
 from data.augment import Augmentation
+from data.label_modes import LabelSettings
+from data.settings import DatasetSettings
 from infer.decoding import DecodeSettings
 from scripts.settings import SettingsError, build, entry_point, to_plain
 from train.adapters import FinetuneSettings
@@ -23,12 +25,13 @@ from train.model import ModelSettings
 from train.optim import OptimizerSettings
 from train.precision import PrecisionSettings
 from train.schedule import ScheduleSettings
-from train.settings import DatasetSettings, RunSettings, TrainerSettings, TrainSettings, WindowSettings
+from train.settings import RunSettings, TrainerSettings, TrainSettings, WindowSettings
 from train.tracking import TrackerSettings
 
 GROUPS = {
     "model": ModelSettings,
     "dataset": DatasetSettings,
+    "labels": LabelSettings,
     "window": WindowSettings,
     "augment": Augmentation,
     "precision": PrecisionSettings,

@@ -15,6 +15,7 @@ if not __package__:  # run by path: scripts/ would hide the package `train` and 
 from omegaconf import DictConfig
 
 from data.audio import AudioError, Waveform, load_waveform
+from data.folders import AUDIO_SUFFIXES
 from infer.artefact import load_artefact
 from infer.decoding import DecodeSettings
 from infer.subtitles import FORMATS
@@ -22,21 +23,6 @@ from infer.transcriber import Transcriber, Transcript, best_device
 from scripts.evaluate import InferSettings
 from scripts.settings import build, entry_point, to_plain
 
-AUDIO_SUFFIXES = {
-    ".wav",
-    ".flac",
-    ".mp3",
-    ".ogg",
-    ".opus",
-    ".m4a",
-    ".mp4",
-    ".aac",
-    ".webm",
-    ".aiff",
-    ".aif",
-    ".caf",
-    ".wma",
-}
 FILES_AT_ONCE = 64  # recordings held in memory together
 
 

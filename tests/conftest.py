@@ -110,19 +110,26 @@ def whisper():
     return made
 
 
-def fake_batch(num_clips: int, *, num_frames: int = 100, seed: int = 0, first_row: int = 0):
+def fake_batch(num_clips: int, *, num_frames: int = 100, seed: int = 0, first_clip: int = 0):
     """Return a micro-batch of made features and labels of unlike length: 3, 5, 7, ... tokens, again from 3 after 15."""
     from data.batches import collate
     from data.labels import IGNORE_INDEX, Labels
 
     features, labels = [], []
     for i in range(num_clips):
-        rng = np.random.default_rng([seed, first_row + i])
+        rng = np.random.default_rng([seed, first_clip + i])
         features.append(torch.from_numpy(rng.normal(0, 1, (80, num_frames)).astype(np.float32)))
-        ids = [int(x) for x in rng.integers(0, 300, 4 + 2 * ((first_row + i) % 7))]
+        ids = [int(x) for x in rng.integers(0, 300, 4 + 2 * ((first_clip + i) % 7))]
         labels.append(Labels(tuple(ids[:-1]), (IGNORE_INDEX, *ids[2:])))
-    rows = range(first_row, first_row + num_clips)
-    return collate(features, labels, rows=rows, audio_s=num_clips * num_frames / 100, pad_id=256)
+    clips = range(first_clip, first_clip + num_clips)
+    return collate(features, labels, clips=clips, audio_s=num_clips * num_frames / 100, pad_id=256)
+
+
+def every_clip(num_clips: int, *, seed: int = 0):
+    """Return a mixture of one group that takes each clip once an epoch."""
+    from data.mixture import Group, Mixture
+
+    return Mixture([Group("all", "en", np.arange(num_clips), 1.0, float(num_clips), is_replay=False)], seed=seed)
 
 
 def _reset_accelerate() -> None:

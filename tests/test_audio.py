@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import data.audio
 from data.audio import SAMPLING_RATE, AudioError, load_waveform, probe_duration_s
 from data.reasons import Reason
 
@@ -300,6 +301,76 @@ def test_pipes_and_folders_are_refused_without_waiting(tmp_path: Path) -> None:
     assert _reason(tmp_path / "folder.wav") is Reason.AUDIO_NOT_A_FILE
     (tmp_path / "dangling.wav").symlink_to(tmp_path / "nowhere.wav")
     assert _reason(tmp_path / "dangling.wav") is Reason.AUDIO_MISSING
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "m4a"])
+def test_bytes_are_read_as_the_file_is(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    if suffix == "m4a":
+        _write_av(path, _sine(1.5, 44_100)[None], 44_100)
+    else:
+        soundfile.write(path, _sine(1.5, 44_100), 44_100)
+    content = path.read_bytes()
+    for options in ({}, {"offset_s": 0.5}, {"offset_s": 0.25, "duration_s": 0.5}):
+        np.testing.assert_array_equal(load_waveform(content, **options), load_waveform(path, **options))
+    assert probe_duration_s(content) == probe_duration_s(path)
+    with pytest.raises(AudioError, match=r"\[A03\]") as e:
+        load_waveform(content[: len(content) // 2], name="shard-07.tar, member 12")
+    assert "shard-07.tar, member 12: " in str(e.value)
+    with pytest.raises(AudioError, match="A02"):
+        load_waveform(b"")
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "m4a"])
+def test_an_offset_behind_the_end_is_a_cut_file(suffix: str, tmp_path: Path) -> None:
+    """With and without a duration, read or probed: the file is shorter than its manifest says."""
+    path = tmp_path / f"clip.{suffix}"
+    if suffix == "m4a":
+        _write_av(path, _sine(1.5, 44_100)[None], 44_100)
+    else:
+        soundfile.write(path, _sine(1.5, 44_100), 44_100)
+    for offset_s in (1.7, 1e9):
+        assert _reason(path, offset_s=offset_s) is Reason.AUDIO_TRUNCATED
+        assert _reason(path, offset_s=offset_s, duration_s=0.5) is Reason.AUDIO_TRUNCATED
+        with pytest.raises(AudioError, match=r"lies behind the end .*\[A03\]"):
+            probe_duration_s(path, offset_s=offset_s)
+    assert probe_duration_s(path, offset_s=0.5) == pytest.approx(1.0, abs=0.06)
+
+
+def test_probing_gives_up_where_no_header_says_how_long(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "clip.flac", np.zeros(60 * 16_000, np.int16), 16_000)
+    assert probe_duration_s(tmp_path / "clip.flac", max_duration_s=10.0) == 60.0  # the header says
+    path = _write_av(tmp_path / "clip.m4a", np.zeros((1, 60 * 16_000), np.float32), 16_000)
+    with pytest.raises(AudioError, match=r"more than 10 s.*\[A10\]"):
+        probe_duration_s(path, max_duration_s=10.0)
+    assert probe_duration_s(path) == probe_duration_s(path, max_duration_s=None) == pytest.approx(60.0, abs=0.1)
+
+
+def test_samples_that_were_never_scaled_are_refused(tmp_path: Path) -> None:
+    """16-bit numbers in a float file; a codec's overshoot is no such case."""
+    for level, accepted in ((1.5, True), (20_000.0, False), (1e30, False)):
+        soundfile.write(tmp_path / "clip.wav", _sine(1.0, 16_000, level=level), 16_000, subtype="FLOAT")
+        if accepted:
+            assert load_waveform(tmp_path / "clip.wav").max() == pytest.approx(level, rel=1e-3)
+        else:
+            assert _reason(tmp_path / "clip.wav") is Reason.AUDIO_SCALE
+
+
+def test_many_channels_are_mixed_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "clip.wav"
+    channels = np.random.default_rng(0).uniform(-0.9, 0.9, (20_000, 3)).astype(np.float32)
+    soundfile.write(path, channels, 16_000, subtype="FLOAT")
+    whole = load_waveform(path)
+    monkeypatch.setattr(data.audio, "BLOCK_SAMPLES", 999)
+    np.testing.assert_array_equal(load_waveform(path), whole)
+    np.testing.assert_array_equal(load_waveform(path, offset_s=0.5, duration_s=0.5), whole[8000:16_000])
+
+
+def test_samples_that_were_counted_and_not_written_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """libsndfile does that for an Ogg whose pages lie about their time, and what was in memory before comes out."""
+    soundfile.write(tmp_path / "clip.wav", _sine(1.0, 16_000), 16_000)
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda self, out: out)
+    assert _reason(tmp_path / "clip.wav") is Reason.AUDIO_NOT_FINITE
 
 
 def test_audio_error_survives_the_way_back_from_a_worker() -> None:

@@ -23,7 +23,8 @@ from train.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
-from train.loop import Loop, Progress
+from train.counters import Progress
+from train.loop import Loop
 
 FILES = ("average.safetensors", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json")
 
@@ -277,9 +278,14 @@ def _saving_loop(tmp_path, *, keep_checkpoints):
         optimizer=optimizer,
         average=None,
         updater=SimpleNamespace(scaler=None),
+        refused=(),
         trackers=(),
     )
-    settings = SimpleNamespace(trainer=SimpleNamespace(keep_checkpoints=keep_checkpoints), config={})
+    settings = SimpleNamespace(
+        trainer=SimpleNamespace(keep_checkpoints=keep_checkpoints),
+        dataset=SimpleNamespace(on_bad="strict", max_bad_share=0.0),
+        config={},
+    )
     return Loop(parts, settings)
 
 
@@ -328,9 +334,9 @@ def test_there_is_no_pickle_in_any_file(two):
 
 
 def test_progress_survives_json():
-    from data.batches import Position
+    from data.plan import Position
 
-    progress = Progress(9, 8, Position(2, 5), 0.25, 6, 3, 8, {4: "L01", 11: "A05"})
+    progress = Progress(9, 8, Position(2, 5, 3, "{}"), 0.25, 6, 3, 8)
     assert Progress.from_state(json.loads(json.dumps(progress.state()))) == progress
 
 

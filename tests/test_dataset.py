@@ -9,22 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import tone
+from conftest import every_clip, tone
 
 import data.dataset
 from data.audio import load_waveform
-from data.dataset import ClipReader, Clips, open_clips
+from data.dataset import Clips, open_clips
 from data.labels import LabelBuilder
+from data.plan import BatchSize, EpochPlan
+from data.reader import ClipReader
 from data.reasons import Rejected
+from data.sources import Source
+from data.windows import full_windows
 
 
 @pytest.fixture
 def builder(tokenizer) -> LabelBuilder:
-    return LabelBuilder(tokenizer, max_positions=64, timestamps=True)
+    return LabelBuilder(tokenizer, max_positions=64)
 
 
 def _open(path: Path, builder: LabelBuilder, **options: object) -> Clips:
-    return open_clips([path], builder, **{"strict": False, "max_bad_share": 1.0, **options})
+    return open_clips([Source(str(path))], builder, **{"on_bad": "quarantine", "max_bad_share": 1.0, **options})
 
 
 @pytest.fixture
@@ -55,7 +59,7 @@ def mixed(tmp_path: Path, write_clip: Callable[..., Path], write_manifest: Calla
             {**row, "id": "empty", "text": "  ", "expected": "T03"},
             {**row, "id": "missing", "audio": "absent.wav", "expected": "A01"},
             {**row, "id": "part", "offset_s": 0.5, "duration_s": 0.25},
-            {**row, "id": "behind", "offset_s": 5.0, "expected": "A11"},
+            {**row, "id": "behind", "offset_s": 5.0, "expected": "A03"},
         ]
     )
 
@@ -66,15 +70,16 @@ def test_every_row_is_taken_or_quarantined_with_code_and_line(mixed: Path, build
     found = {record.id: (record.line, record.code) for record in clips.rejected}
     assert found == {row["id"]: (i, row["expected"]) for i, row in enumerate(rows, 1) if "expected" in row}
     assert [row.id for row in clips.rows] == [row["id"] for row in rows if "expected" not in row]
-    assert clips.durations_s == (1.0, 30.0, 0.25)
+    assert clips.durations_s.tolist() == [row.duration_s for row in clips.rows] == [1.0, 30.0, 0.25]
     assert clips.audio_s == 31.25
-    assert [builder.build(row) for row in clips.rows] == list(clips.labels)
+    assert [clips.members(i) for i in range(len(clips))] == [range(i, i + 1) for i in range(3)]
+    assert all(builder.build(row).num_label_tokens > 0 for row in clips.rows)
     assert all(record.manifest == str(mixed) for record in clips.rejected)
 
 
 def test_strict_and_share_count_the_rows_that_fail_here(mixed: Path, builder: LabelBuilder) -> None:
     with pytest.raises(ValueError, match="13 of 16 lines") as e:
-        _open(mixed, builder, strict=True)
+        _open(mixed, builder, on_bad="strict")
     assert f"{mixed}:" in str(e.value)
     with pytest.raises(ValueError, match=r"max_bad_share=0\.8"):
         _open(mixed, builder, max_bad_share=0.8)
@@ -86,14 +91,18 @@ def test_manifests_are_joined_and_each_is_judged_alone(
 ) -> None:
     row = {"audio": "audio/0.wav", "text": "x", "language": "en"}
     half = write_manifest([{**row, "id": "more"}, {**row, "text": ""}], "half.jsonl")
-    clips = open_clips([corpus, half], builder, strict=False, max_bad_share=0.5)
+    sources = [Source(str(corpus)), Source(str(half))]
+    clips = open_clips(sources, builder, on_bad="quarantine", max_bad_share=0.5)
     assert [row.id for row in clips.rows] == [*(f"c{i}" for i in range(10)), "more"]
-    assert len(clips.labels) == len(clips.durations_s) == 11
+    assert len(clips) == len(clips.durations_s) == 11
+    assert clips.source_of.tolist() == [0] * 10 + [1]
+    assert clips.languages.tolist() == [row.language for row in clips.rows]
     assert [(record.manifest, record.line) for record in clips.rejected] == [(str(half), 2)]
     with pytest.raises(ValueError, match="1 of 2 lines"):  # a twelfth of all lines, but half of this file
-        open_clips([corpus, half], builder, strict=False, max_bad_share=0.2)
+        open_clips(sources, builder, on_bad="quarantine", max_bad_share=0.2)
     with pytest.raises(FileNotFoundError):
-        open_clips([corpus, corpus.with_name("absent.jsonl")], builder, strict=False, max_bad_share=1.0)
+        absent = Source(str(corpus.with_name("absent.jsonl")))
+        open_clips([sources[0], absent], builder, on_bad="report", max_bad_share=1.0)
 
 
 def test_long_recordings_are_taken_where_they_are_decoded_as_such(
@@ -101,7 +110,7 @@ def test_long_recordings_are_taken_where_they_are_decoded_as_such(
 ) -> None:
     write_clip("long.wav", 31.0)
     manifest = write_manifest([{"audio": "long.wav", "text": "x", "language": "en"}])
-    assert _open(manifest, builder, strict=True, max_duration_s=None).durations_s == (31.0,)
+    assert _open(manifest, builder, on_bad="strict", max_duration_s=60.0).durations_s.tolist() == [31.0]
 
 
 @pytest.mark.parametrize(("rate", "num_samples"), [(16_000, 480_000), (44_100, 1_323_000), (44_100, 1_323_001)])
@@ -109,14 +118,11 @@ def test_thirty_seconds_at_any_rate_pass_to_the_end(
     rate: int, num_samples: int, tmp_path: Path, write_manifest: Callable[..., Path], builder: LabelBuilder
 ) -> None:
     """What is admitted here must also fit the plan and the window later; half a sample must not stop a run."""
-    from data.batches import EpochPlan
-    from data.windows import full_windows
-
     soundfile.write(tmp_path / "clip.wav", np.zeros(num_samples, np.int16), rate)
-    clips = _open(write_manifest([{"audio": "clip.wav", "text": "x", "language": "en"}]), builder, strict=True)
-    plan = EpochPlan(clips.durations_s, windows=full_windows(), global_batch_size=1, seed=0)
-    assert plan.num_frames.tolist() == [3000]
-    waveform = ClipReader(clips, cache_gib=0).read(0)
+    clips = _open(write_manifest([{"audio": "clip.wav", "text": "x", "language": "en"}]), builder, on_bad="strict")
+    plan = EpochPlan(clips.durations_s, every_clip(1), windows=full_windows(), size=BatchSize(1), seed=0)
+    assert [update.num_frames for update in plan.updates(0)] == [3000]
+    waveform = ClipReader(clips.rows, cache_gib=0).read(0)
     assert not isinstance(waveform, Rejected)
     assert len(waveform) == 480_000
 
@@ -135,7 +141,7 @@ def test_a_sample_more_than_thirty_seconds_is_quarantined(
 def test_the_first_reading_equals_every_later_one(corpus: Path, builder: LabelBuilder) -> None:
     """Kept samples are 16-bit: within half a step of what was decoded, and the same from the first time on."""
     clips = _open(corpus, builder)
-    reader = ClipReader(clips, cache_gib=0.01)
+    reader = ClipReader(clips.rows, cache_gib=0.01)
     for i, row in enumerate(clips.rows):
         first, second = reader.read(i), reader.read(i)
         assert first.dtype == second.dtype == np.float32
@@ -146,7 +152,7 @@ def test_the_first_reading_equals_every_later_one(corpus: Path, builder: LabelBu
 def test_a_full_cache_changes_no_sample(corpus: Path, builder: LabelBuilder) -> None:
     """Each worker has a cache of its own; which clip found room in it must not be heard."""
     clips = _open(corpus, builder)
-    roomy, tiny = ClipReader(clips, cache_gib=0.01), ClipReader(clips, cache_gib=30_000 / 2**30)
+    roomy, tiny = ClipReader(clips.rows, cache_gib=0.01), ClipReader(clips.rows, cache_gib=30_000 / 2**30)
     for i in [*range(10), *range(10)]:
         np.testing.assert_array_equal(roomy.read(i), tiny.read(i))
     assert len(roomy._cache) == 10
@@ -156,7 +162,7 @@ def test_a_full_cache_changes_no_sample(corpus: Path, builder: LabelBuilder) -> 
 
 def test_without_a_cache_the_samples_are_those_of_the_file(corpus: Path, builder: LabelBuilder) -> None:
     clips = _open(corpus, builder)
-    reader = ClipReader(clips, cache_gib=0)
+    reader = ClipReader(clips.rows, cache_gib=0)
     for _ in range(2):
         for i, row in enumerate(clips.rows):
             np.testing.assert_array_equal(reader.read(i), load_waveform(row.audio))
@@ -173,7 +179,7 @@ def test_a_kept_clip_is_not_decoded_again_and_cannot_be_changed_from_outside(
 
     monkeypatch.setattr(data.dataset, "load_waveform", counted)
     clips = _open(corpus, builder)
-    kept, every_time = ClipReader(clips, cache_gib=0.01), ClipReader(clips, cache_gib=0)
+    kept, every_time = ClipReader(clips.rows, cache_gib=0.01), ClipReader(clips.rows, cache_gib=0)
     first = kept.read(0)
     expected = first.copy()
     first[:] = 0  # an augmentation in place must not reach the next epoch
@@ -189,7 +195,7 @@ def test_samples_beyond_full_scale_do_not_wrap(
 ) -> None:
     soundfile.write(tmp_path / "hot.wav", np.tile([1.5, -1.5, 1.0, -1.0], 1000), 16_000, subtype="FLOAT")
     clips = _open(write_manifest([{"audio": "hot.wav", "text": "x", "language": "en"}]), builder)
-    np.testing.assert_array_equal(ClipReader(clips, cache_gib=0.01).read(0)[:4], np.float32([1, -1, 1, -1]))
+    np.testing.assert_array_equal(ClipReader(clips.rows, cache_gib=0.01).read(0)[:4], np.float32([1, -1, 1, -1]))
 
 
 def test_a_clip_that_fails_is_reported_and_not_tried_again(
@@ -198,7 +204,7 @@ def test_a_clip_that_fails_is_reported_and_not_tried_again(
     clips = _open(corpus, builder)
     good = clips.rows[4].audio.read_bytes()
     clips.rows[4].audio.write_bytes(b"no longer audio")
-    reader = ClipReader(clips, cache_gib=0.01)
+    reader = ClipReader(clips.rows, cache_gib=0.01)
     record = reader.read(4)
     assert isinstance(record, Rejected)
     assert (record.code, record.line, record.id, record.audio) == ("A04", 5, "c4", str(clips.rows[4].audio))
@@ -218,8 +224,8 @@ def test_a_manifest_that_lies_about_the_duration_is_found_when_the_clip_is_read(
     write_clip("clip.wav", 1.0)
     row = {"audio": "clip.wav", "text": "x", "language": "en", "duration_s": stated_s}
     clips = _open(write_manifest([row]), builder)
-    assert clips.durations_s == (stated_s,)
-    record = ClipReader(clips, cache_gib=0).read(0)
+    assert clips.durations_s.tolist() == [stated_s]
+    record = ClipReader(clips.rows, cache_gib=0).read(0)
     assert isinstance(record, Rejected)
     assert (record.code, record.line) == (code, 1)
 
@@ -231,4 +237,4 @@ def test_a_part_of_a_file_is_read_as_that_part(
     soundfile.write(tmp_path / "clip.wav", samples, 16_000, subtype="FLOAT")
     row = {"audio": "clip.wav", "text": "x", "language": "en", "offset_s": 1.0, "duration_s": 0.5}
     clips = _open(write_manifest([row]), builder)
-    np.testing.assert_array_equal(ClipReader(clips, cache_gib=0).read(0), samples[16_000:24_000])
+    np.testing.assert_array_equal(ClipReader(clips.rows, cache_gib=0).read(0), samples[16_000:24_000])

@@ -27,6 +27,34 @@ from train.settings import TrainSettings
 
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "accelerate"]
 EVALUATE_ONLY = {"scoring"}
+NEEDED = {  # what a data set of the hub cannot know
+    "hub": ["dataset.hub.path=org/name"],
+    "common_voice": ["dataset.hub.config=ar"],
+    "fleurs": ["dataset.hub.config=cmn_hans_cn", "dataset.hub.language=zh"],
+    "voxpopuli": ["dataset.hub.config=de"],
+}
+HUB_SOURCES = {  # name on the hub, configuration, training split, language, and the columns that are renamed
+    "hub": ("org/name", None, "train", None, {}),
+    "aishell1": ("AISHELL/AISHELL-1", None, "train", "zh", {}),
+    "common_voice": (
+        "mozilla-foundation/common_voice_17_0",
+        "ar",
+        "train",
+        "ar",
+        {"text": "sentence", "speaker": "client_id"},
+    ),
+    "fleurs": ("google/fleurs", "cmn_hans_cn", "train", "zh", {"text": "raw_transcription"}),
+    "gigaspeech": ("speechcolab/gigaspeech", "xs", "train", "en", {"id": "segment_id", "speaker": "speaker"}),
+    "librispeech": ("openslr/librispeech_asr", "clean", "train.100", "en", {"speaker": "speaker_id"}),
+    "reazonspeech": ("reazon-research/reazonspeech", "tiny", "train", "ja", {"text": "transcription", "id": "name"}),
+    "voxpopuli": (
+        "facebook/voxpopuli",
+        "de",
+        "train",
+        "de",
+        {"id": "audio_id", "text": "normalized_text", "speaker": "speaker_id"},
+    ),
+}
 
 
 def _settings(*overrides):
@@ -49,7 +77,8 @@ def test_every_option_of_every_group_becomes_settings(group, option):
         overrides = [f"{group}={option}", "artefact=x", "dataset.test=t.jsonl"]
         assert evaluate.build_settings(compose_config("evaluate", overrides)).artefact == "x"
         return
-    settings = build_settings(compose_config("train", [f"{group}={option}"]))
+    needed = NEEDED.get(option, []) if group == "dataset" else []
+    settings = build_settings(compose_config("train", [f"{group}={option}", *needed]))
     assert isinstance(settings, TrainSettings)
     chosen = getattr(settings, group, None)
     if hasattr(chosen, "name"):
@@ -66,9 +95,69 @@ def test_every_group_of_settings_has_its_folder_and_the_other_way_round():
 def test_yaml_gives_every_field_of_the_training_groups():
     """Defaults live in YAML; those of the dataclasses serve tests and other callers."""
     config = _settings("model=scratch", "finetune=lora", "optimizer=adamw").config
-    for group in ("optimizer", "schedule", "trainer", "precision", "finetune", "window", "run"):
+    for group in (*GROUPS.keys() - {"model", "decoding", "tracker"},):
         known = {field.name for field in dataclasses.fields(GROUPS[group])}
         assert config[group].keys() == known, group
+
+
+@pytest.mark.parametrize("option", HUB_SOURCES)
+def test_a_data_set_of_the_hub_becomes_sources(option):
+    path, config, split, language, columns = HUB_SOURCES[option]
+    dataset = _settings(f"dataset={option}", *NEEDED.get(option, [])).dataset
+    (source,) = dataset.sources("train")
+    assert (source.path, source.format, source.config, source.split) == (path, "hub", config, split)
+    assert (source.language, source.columns, source.revision, source.streaming) == (language, columns, None, False)
+    assert [found.split for found in dataset.sources("validation")] == list(dataset.validation)
+    assert {found.path for kind in ("validation", "test") for found in dataset.sources(kind)} <= {path}
+    (streamed,) = _settings(f"dataset={option}", *NEEDED.get(option, []), "dataset.hub.streaming=true").dataset.sources(
+        "train"
+    )
+    assert streamed == dataclasses.replace(source, streaming=True)
+
+
+def test_every_data_set_of_the_hub_is_looked_at():
+    of_hub = {path.stem for path in CONF.glob("dataset/*.yaml") if OmegaConf.load(path).get("hub") is not None}
+    assert of_hub == HUB_SOURCES.keys()
+
+
+@pytest.mark.parametrize(("option", "override"), [(o, override) for o, needed in NEEDED.items() for override in needed])
+def test_what_a_data_set_of_the_hub_cannot_know_is_asked_for(option, override):
+    others = [other for other in NEEDED[option] if other != override]
+    key = override.partition("=")[0]
+    assert f"missing: {key}" in _fails(f"dataset={option}", *others)
+
+
+def test_pieces_of_a_transcript_are_replaced_as_the_configuration_says():
+    (source,) = _settings("dataset=gigaspeech").dataset.sources("train")
+    text = "WELL <COMMA> WHO IS IT <QUESTIONMARK>"
+    for old, new in source.replace.items():
+        text = text.replace(old, new)
+    assert text == "WELL, WHO IS IT?"
+
+
+def test_a_source_may_be_a_path_or_a_group_of_keys():
+    dataset = _settings(
+        "dataset=manifest",
+        "dataset.train=[a.jsonl,{path: b.tsv, weight: 2, columns: {text: sentence}, language: de, max_hours: 3.5}]",
+        "dataset.replay=[{path: c.jsonl, max_clips: 7}]",
+        "dataset.replay_share=0.1",
+        "dataset.language=en",
+        "dataset.root=speech",
+    ).dataset
+    first, second = dataset.sources("train")
+    assert (first.path, first.weight, first.language, first.root) == ("a.jsonl", 1.0, "en", "speech")
+    assert (second.path, second.weight, second.language, second.root) == ("b.tsv", 2.0, "de", "speech")
+    assert (second.columns, second.max_hours, second.max_clips) == ({"text": "sentence"}, 3.5, None)
+    (replay,) = dataset.sources("replay")
+    assert (replay.path, replay.max_clips) == ("c.jsonl", 7)
+    assert (dataset.mixture().replay_share, dataset.mixture().temperature) == (0.1, 1.0)
+
+
+def test_the_demo_is_what_it_was_with_replay():
+    dataset = _settings().dataset
+    assert [source.path.rpartition("corpus/")[2] for source in dataset.sources("train")] == ["clinic/train.jsonl"]
+    assert [source.path.rpartition("corpus/")[2] for source in dataset.sources("replay")] == ["home/train.jsonl"]
+    assert (dataset.on_bad, dataset.max_bad_share) == ("strict", 0.0)
 
 
 def test_settings_are_frozen():
@@ -109,7 +198,7 @@ FIXED_KEYS = [  # people and other programs rely on them
 ]
 FIXED_CHOICES = {
     "model": "demo tiny base small medium large_v3 large_v3_turbo scratch",
-    "dataset": "demo manifest",
+    "dataset": "demo manifest hub common_voice fleurs",
     "precision": "auto fp16 bf16 tf32 fp32 bf16_pure",
     "finetune": "full lora frozen_encoder",
     "window": "full bucketed",
@@ -171,6 +260,14 @@ def test_the_fixed_keys_of_the_other_programs_exist():
         ("precision.fallback=1", "precision.fallback=1 must be true or false"),
         ("model.path=3", "model.path=3 must be text"),
         ("dataset.train=[1]", "dataset.train[0]=1 must be text"),
+        ("dataset.train=[{pth: a.jsonl}]", "unknown key dataset.train[0].pth; did you mean dataset.train[0].path?"),
+        ("dataset.train=[{path: a.jsonl, columns: 3}]", "dataset.train[0].columns=3 must be a group of keys"),
+        ("dataset.train=[{path: a.jsonl, weight: 0}]", "weight=0.0 of a.jsonl must be above 0"),
+        ("dataset.on_bad=ignore", "dataset.on_bad=ignore must be one of strict, quarantine, report"),
+        ("dataset.max_bad_share=1", "dataset.max_bad_share=1.0 must lie in 0 to 1"),
+        ("dataset.temperature=0.5", "dataset.temperature=0.5 must be 1 or more"),
+        ("dataset.replay_share=1", "dataset.replay_share=1.0 must lie in 0 to 1"),
+        ("labels.timestamp_share=2", "labels.timestamp_share=2.0 must lie in 0 to 1"),
         ("window.edges_s=[5,10]", "window.edges_s=[5.0, 10.0] must rise and end at 30"),
         ("trainer=3", "trainer=3 is none of default"),
         ("model=null", "model=None is none of base"),
@@ -302,7 +399,7 @@ def test_as_a_module_it_fails_in_one_line_too_and_leaves_no_folders_of_hydras(tm
     done = _python(["-m", "scripts.train", *overrides], tmp_path, PYTHONPATH=str(PROJECT))
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == "error: dataset.train= names no manifest"
+    assert done.stderr.splitlines()[-1] == "error: dataset.train= names no source; type dataset.train=train.jsonl"
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*")] == ["runs"]
     assert (tmp_path / "runs" / "scratch" / "config.yaml").is_file()
-    assert "names no manifest" in (tmp_path / "runs" / "scratch" / "train.log").read_text()
+    assert "names no source" in (tmp_path / "runs" / "scratch" / "train.log").read_text()

@@ -5,6 +5,7 @@ both exactly, since the scale is a power of two and the fake objective is comput
 """
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,10 @@ import torch
 from conftest import fake_batch, tiny_whisper
 from torch import nn
 
-from data.batches import Position, collate
+from data.batches import collate
 from data.labels import IGNORE_INDEX, Labels
 from data.loaders import UpdateBatches
+from data.plan import Position
 from train.ema import WeightAverage
 from train.guard import NonFiniteError
 from train.loop import Loop
@@ -37,7 +39,7 @@ def _accelerator(mode, **options):
 def _cut(sizes):
     batches, first = [], 0
     for size in sizes:
-        batches.append(fake_batch(size, first_row=first))
+        batches.append(fake_batch(size, first_clip=first))
         first += size
     return batches
 
@@ -123,10 +125,18 @@ def _warmed(applied, warmup=10):
 
 
 def _loop(updater, accelerator):
-    parts = SimpleNamespace(updater=updater, accelerator=accelerator, train_clips=SimpleNamespace(rows=[], rejected=()))
-    trainer = SimpleNamespace(max_steps=len(PLAN))
+    parts = SimpleNamespace(
+        updater=updater,
+        accelerator=accelerator,
+        dataset=SimpleNamespace(num_rows=3),
+        refused=(),
+        run_dir=Path("no-folder-is-made"),
+    )
     settings = SimpleNamespace(
-        trainer=trainer, schedule=ScheduleSettings("constant", warmup_steps=10), optimizer=SimpleNamespace(lr=0.01)
+        dataset=SimpleNamespace(on_bad="strict", max_bad_share=0.0),
+        trainer=SimpleNamespace(max_steps=len(PLAN)),
+        schedule=ScheduleSettings("constant", warmup_steps=10),
+        optimizer=SimpleNamespace(lr=0.01),
     )
     return Loop(parts, settings)
 
@@ -202,9 +212,9 @@ def test_without_a_scaler_a_bad_gradient_is_skipped_all_the_same(mode, value):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_clip_without_a_finite_loss_is_named_and_left_out(mode, value, fresh_accelerate):
     batches = _cut([4, 4])
-    batches[1].input_features[2, 5, 7] = value  # the clip of row 6
+    batches[1].input_features[2, 5, 7] = value  # clip 6
     result, gradient = _run(mode, batches, init_scale=256.0)
-    assert result.bad_rows == (6,)
+    assert result.bad_clips == (6,)
     assert not result.skipped
     fresh_accelerate()
     clean = _cut([4, 4])
@@ -218,7 +228,7 @@ def test_a_whole_bad_micro_batch_is_left_out():
     batches = _cut([2, 2])
     batches[0].input_features[:] = float("nan")
     result, gradient = _run("fp32", batches)
-    assert result.bad_rows == (0, 1)
+    assert result.bad_clips == (0, 1)
     assert torch.isfinite(gradient).all()
 
 
@@ -254,7 +264,7 @@ def test_a_small_gradient_is_not_clipped(fresh_accelerate):
 
 
 def _filler(num_frames=100):
-    return collate([torch.zeros(80, num_frames)], [Labels((256,), (IGNORE_INDEX,))], rows=(), audio_s=0.0, pad_id=256)
+    return collate([torch.zeros(80, num_frames)], [Labels((256,), (IGNORE_INDEX,))], clips=(), audio_s=0.0, pad_id=256)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -277,7 +287,7 @@ def test_the_blank_of_a_batch_is_a_filler_of_its_shape():
     batch = fake_batch(3)
     batch.input_features[:] = float("nan")
     blank = batch.blank()
-    assert (blank.rows, blank.num_label_tokens, blank.audio_s) == ((), 0, 0.0)
+    assert (blank.clips, blank.num_label_tokens, blank.audio_s) == ((), 0, 0.0)
     assert blank.input_features.shape == batch.input_features.shape
     _, gradient = _run("fp32", [blank])
     assert not gradient.any()

@@ -161,8 +161,8 @@ def test_validation_is_generated_text_in_the_half_copy(train, monkeypatch):
 
     seen = []
 
-    def spy(artefact, clips, settings, *, batch_size):
-        found = real(artefact, clips, settings, batch_size=batch_size)
+    def spy(artefact, clips, label_builder, settings, *, batch_size):
+        found = real(artefact, clips, label_builder, settings, batch_size=batch_size)
         weights = artefact.model.state_dict()
         seen.append(
             (artefact.stored, all(torch.equal(w, w.half().float()) for w in weights.values()), found.predictions)
@@ -223,7 +223,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(train, monkeypatch, precis
     assert _hashes(first).keys() == {"model.safetensors", "optimizer.safetensors", "average.safetensors"}
     assert _hashes(first) == _hashes(second)
     states = [json.loads((path / "state.json").read_text()) for path in (first, second)]
-    for key in ("progress", "guard", "scaler", "random", "optimizer"):
+    for key in ("progress", "guard", "quarantine", "scaler", "random", "optimizer"):
         assert states[0][key] == states[1][key], key
     assert _metrics(whole.run_dir) == _metrics(resumed.run_dir)
     assert _hashes(whole.export_dir) == _hashes(resumed.export_dir)
@@ -424,9 +424,9 @@ def test_a_clip_whose_loss_is_not_finite_is_named_and_left_out_from_then_on(trai
     def poisoned(dataset, position):
         found = real(dataset, position)
         for batch in found.micro_batches:
-            if 7 in batch.rows:
+            if 7 in batch.clips:
                 seen.append(position)
-                batch.input_features[batch.rows.index(7)] = float("inf")
+                batch.input_features[batch.clips.index(7)] = float("inf")
         return found
 
     monkeypatch.setattr(UpdateDataset, "__getitem__", poisoned)
@@ -465,8 +465,8 @@ def test_other_methods_train_and_export_a_stock_whisper(train, options):
         assert not any("encoder.layers" in name and "decoder" not in name for name in learnt)
 
 
-def test_no_manifest_at_all_says_what_is_missing(train):
-    with pytest.raises(ValueError, match="names no manifest"):
+def test_no_source_at_all_says_what_is_missing(train):
+    with pytest.raises(ValueError, match="names no source"):
         train("run", "dataset.train=[]")
 
 

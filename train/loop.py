@@ -3,84 +3,38 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from accelerate import Accelerator
 from torch.optim import Optimizer
 
-from data.batches import Position, SpeechBatch
 from data.dataset import Clips
-from data.loaders import UpdateBatches, UpdateDataset, append_quarantine, open_updates
-from data.reasons import Reason, Rejected, reject, summarise
+from data.labels import LabelBuilder
+from data.loaders import UpdateBatches, UpdateDataset, append_quarantine
+from data.reasons import Rejected
+from data.streams import StreamDataset
 from infer.encoder import WindowedWhisper
 from train.adapters import merged_state, trainable_state
 from train.checkpoint import Checkpoint, prune_checkpoints, random_states, restore_random_states, save_checkpoint
+from train.counters import Progress
 from train.ema import WeightAverage
 from train.guard import SkipGuard
 from train.half import HalfCopy
 from train.loss import TrainingObjective
 from train.progress import ProgressBar
+from train.quarantine import Quarantine
 from train.schedule import rate_share
 from train.settings import TrainSettings
+from train.signals import StopSignals
 from train.step import Updater, UpdateResult
 from train.throughput import Throughput
 from train.tracking import Tracker
 from train.validation import Validation, validate
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """Counters of a run; all of it goes into a checkpoint."""
-
-    attempted: int = 0
-    """Updates that were tried: the `step` of every log."""
-    applied: int = 0
-    """Updates that moved the weights: what the schedule and the average follow."""
-    position: Position = field(default_factory=Position)
-    """The next update to read."""
-    best_headline: float | None = None
-    best_step: int | None = None
-    num_worse: int = 0
-    """Validations since the best."""
-    validated_step: int | None = None
-    """Of the latest validation."""
-    quarantined: dict[int, str] = field(default_factory=dict)
-    """Row to reason code, of clips found bad on the way."""
-
-    def state(self) -> dict[str, Any]:
-        """Return it as JSON."""
-        return {
-            "attempted": self.attempted,
-            "applied": self.applied,
-            "epoch": self.position.epoch,
-            "update": self.position.update,
-            "best_headline": self.best_headline,
-            "best_step": self.best_step,
-            "num_worse": self.num_worse,
-            "validated_step": self.validated_step,
-            "quarantined": [[row, code] for row, code in self.quarantined.items()],
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Progress:
-        """Read it back."""
-        return cls(
-            attempted=state["attempted"],
-            applied=state["applied"],
-            position=Position(state["epoch"], state["update"]),
-            best_headline=state["best_headline"],
-            best_step=state["best_step"],
-            num_worse=state["num_worse"],
-            validated_step=state.get("validated_step"),
-            quarantined={int(row): str(code) for row, code in state["quarantined"]},
-        )
 
 
 @dataclass(frozen=True)
@@ -93,8 +47,10 @@ class Parts:
     optimizer: Optimizer
     updater: Updater
     average: WeightAverage | None
-    train_clips: Clips
-    dataset: UpdateDataset
+    refused: Sequence[Rejected]
+    """Lines of the training sources that were left out when they were opened."""
+    label_builder: LabelBuilder
+    dataset: UpdateDataset | StreamDataset
     validation_clips: Clips | None
     half: HalfCopy
     trackers: Sequence[Tracker]
@@ -111,8 +67,14 @@ class Loop:
         self.settings = settings
         self.progress = Progress()
         self.guard = SkipGuard()
+        self.quarantine = Quarantine(
+            parts.run_dir / "quarantine.jsonl",
+            on_bad=settings.dataset.on_bad,
+            max_bad_share=settings.dataset.max_bad_share,
+            num_refused=len(parts.refused),
+        )
         self.throughput = Throughput(parts.accelerator.device)
-        self.stop_signal: int | None = None
+        self.signals = StopSignals()
         self._saved: dict[str, Any] | None = None
 
     @property
@@ -123,20 +85,23 @@ class Loop:
     def run(self) -> bool:
         """Train; return True if the run is complete, False if a signal stopped it."""
         trainer = self.settings.trainer
-        updates = open_updates(
-            self.parts.dataset,
-            start=self.progress.position,
+        updates = self.parts.dataset.open(
+            self.progress.position,
             num_workers=trainer.num_workers,
             pin_memory=self.parts.accelerator.device.type == "cuda",
         )
         self.parts.objective.train()
         with (
-            self._signals(),
+            self.signals,
             ProgressBar(
                 trainer.max_steps, start=self.progress.attempted, shown=self.parts.accelerator.is_main_process
             ) as bar,
         ):
-            while self.progress.attempted < trainer.max_steps and self.stop_signal is None and not self._is_worn_out():
+            while (
+                self.progress.attempted < trainer.max_steps
+                and self.signals.received is None
+                and not self._is_worn_out()
+            ):
                 result, batches = self._update(updates)
                 bar.advance(result, lr=self._lr_taken(), audio_s=sum(b.audio_s for b in batches.micro_batches))
                 if self._is_due(trainer.log_every_steps) or self.progress.attempted == trainer.max_steps:
@@ -147,10 +112,10 @@ class Loop:
                     self.save()
         if self._is_worn_out():
             logger.info("no better score in %d validations; stopping early", trainer.patience)
-        if self.stop_signal is None and trainer.eval_every_steps and not self._was_validated():
+        if self.signals.received is None and trainer.eval_every_steps and not self._was_validated():
             self._validate()
         self.save()
-        return self.stop_signal is None
+        return self.signals.received is None
 
     def _is_due(self, every_steps: int) -> bool:
         return every_steps > 0 and self.progress.attempted % every_steps == 0
@@ -173,15 +138,16 @@ class Loop:
     def _update(self, updates: Iterator[UpdateBatches]) -> tuple[UpdateResult, UpdateBatches]:
         with self.throughput.waiting():
             batches = next(updates)
-        self._quarantine(batches.rejected)
-        micro_batches = self._without_quarantined(batches.micro_batches)
+        num_rows = self.parts.dataset.num_rows
+        self.quarantine.add(batches.rejected, num_rows=num_rows)
+        micro_batches = self.quarantine.without(batches.micro_batches)
         result = self.parts.updater.update(micro_batches, lr=self._lr())
         progress = self.progress
         progress.attempted += 1
         progress.applied += not result.skipped
         progress.position = batches.next_position
-        if result.bad_rows:
-            self._quarantine(tuple(self._bad_row(row, Reason.LOSS_NOT_FINITE.code) for row in result.bad_rows))
+        if result.bad_clips:
+            self.quarantine.add_non_finite(micro_batches, result.bad_clips, num_rows=num_rows)
         module = self.parts.updater.find_non_finite(micro_batches[0]) if result.skipped else None
         self.guard.record(skipped=result.skipped, loss_scale=result.loss_scale, module=module)
         self.throughput.record(
@@ -189,37 +155,6 @@ class Loop:
             num_label_tokens=result.num_label_tokens,
         )
         return result, batches
-
-    def _without_quarantined(self, micro_batches: Sequence[SpeechBatch]) -> list[SpeechBatch]:
-        bad = {row for row, code in self.progress.quarantined.items() if code == Reason.LOSS_NOT_FINITE.code}
-        if not bad:
-            return list(micro_batches)
-        kept = [[i for i, row in enumerate(batch.rows) if row not in bad] for batch in micro_batches]
-        return [batch.select(keep) if keep else batch.blank() for batch, keep in zip(micro_batches, kept, strict=True)]
-
-    def _bad_row(self, row: int, code: str) -> Rejected:
-        clip = self.parts.train_clips.rows[row]
-        reason = next(reason for reason in Reason if reason.code == code)
-        return reject(reason, manifest=clip.manifest, line=clip.line, id=clip.id, audio=clip.audio)
-
-    def _quarantine(self, rejected: Sequence[Rejected]) -> None:
-        clips = self.parts.train_clips
-        known = self.progress.quarantined
-        rows = {(row.manifest.as_posix(), row.line): i for i, row in enumerate(clips.rows)} if rejected else {}
-        fresh = [record for record in rejected if rows[(record.manifest, record.line)] not in known]
-        if not fresh:
-            return
-        known.update({rows[(record.manifest, record.line)]: record.code for record in fresh})
-        append_quarantine(self.parts.run_dir / "quarantine.jsonl", tuple(fresh))
-        logger.warning("quarantined: %s", summarise(fresh))
-        dataset = self.settings.dataset
-        num_bad, num_lines = len(known) + len(clips.rejected), len(clips.rows) + len(clips.rejected)
-        if dataset.on_bad == "strict" or num_bad / num_lines > dataset.max_bad_share:
-            raise ValueError(
-                f"{num_bad} of {num_lines} clips cannot be used, more than dataset.max_bad_share="
-                f"{dataset.max_bad_share:g} or dataset.on_bad=strict allow; they are listed in "
-                f"{self.parts.run_dir / 'quarantine.jsonl'}"
-            )
 
     def _log(self, result: UpdateResult) -> None:
         figures = {
@@ -247,7 +182,13 @@ class Loop:
         with self.throughput.paused():
             states = random_states()  # before the copy, whose first making draws from them
             artefact = self.parts.half.refresh(self.weights_to_ship())
-            found = validate(artefact, clips, self.settings.decoding, batch_size=self.settings.trainer.eval_batch_size)
+            found = validate(
+                artefact,
+                clips,
+                self.parts.label_builder,
+                self.settings.decoding,
+                batch_size=self.settings.trainer.eval_batch_size,
+            )
             restore_random_states(states)
             self.parts.objective.train()
             self._judge(found)
@@ -306,6 +247,7 @@ class Loop:
             state={
                 "progress": self.progress.state(),
                 "guard": self.guard.state(),
+                "quarantine": self.quarantine.state(),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "random": random_states(),
                 "tracker_run_id": next((t.run_id for t in self.parts.trackers if t.run_id), None),
@@ -332,9 +274,10 @@ class Loop:
         self.progress = Progress.from_state(state["progress"])
         self.guard.load_state(state["guard"])
         restore_random_states(state["random"])
+        self.quarantine.load_state(state["quarantine"])
+        self.parts.dataset.leave_out(self.quarantine.known)
         if self.parts.accelerator.is_main_process:  # the file begins anew with each start
-            known = tuple(self._bad_row(row, code) for row, code in self.progress.quarantined.items())
-            append_quarantine(self.parts.run_dir / "quarantine.jsonl", known)
+            append_quarantine(self.quarantine.path, list(self.quarantine.known.values()))
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Take up weights and average only, as for the export of the best step."""
@@ -347,29 +290,3 @@ class Loop:
             parameter.data.copy_(checkpoint.model[name])
         if self.parts.average is not None and checkpoint.average:
             self.parts.average.load(checkpoint.average)
-
-    def _signals(self) -> _StopSignals:
-        return _StopSignals(self)
-
-
-class _StopSignals:
-    """Let the first SIGINT or SIGTERM end the run after the present update; a second one acts as usual."""
-
-    NUMBERS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in self.NUMBERS:
-            self._previous[number] = signal.signal(number, self._stop)
-
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
-        self._loop.stop_signal = number
-        signal.signal(number, self._previous[number])
-        logger.warning("stopping after this update, with a checkpoint; once more stops at once")
-
-    def __exit__(self, *_: object) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)

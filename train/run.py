@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from data.batches import EpochPlan
-from data.dataset import ClipReader, Clips, open_clips
+from data.augment import open_recordings
+from data.dataset import Clips, open_clips
 from data.features import LogMel
 from data.labels import LabelBuilder
-from data.loaders import UpdateDataset, append_quarantine
-from data.manifest import read_manifest
+from data.loaders import ClipRecipe, ClipSpeeds, UpdateDataset, append_quarantine
+from data.mixture import Mixture, build_mixture, describe_groups
+from data.plan import BatchSize, EpochPlan
+from data.reader import ClipReader
+from data.reasons import Rejected
+from data.sources import Source, read_source
+from data.streams import StreamDataset
 from train.adapters import choose_trainable, count_parameters, enable_checkpointing
 from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from train.curves import draw_curves
@@ -41,9 +47,25 @@ from train.tracking import MetricsFile, Tracker, WandbTracker
 
 logger = logging.getLogger(__name__)
 
-EXACT_GROUPS = ("model", "dataset", "window", "augment", "precision", "finetune", "optimizer", "schedule", "trainer")
+EXACT_GROUPS = (
+    "model",
+    "dataset",
+    "labels",
+    "window",
+    "augment",
+    "precision",
+    "finetune",
+    "optimizer",
+    "schedule",
+    "trainer",
+)
 """Groups that must be as they were for a resumed run to be the same run."""
-FREE_KEYS = {("trainer", "num_workers"), ("trainer", "keep_checkpoints"), ("trainer", "log_every_steps")}
+FREE_KEYS = {
+    ("augment", "sounds_gib"),
+    ("trainer", "num_workers"),
+    ("trainer", "keep_checkpoints"),
+    ("trainer", "log_every_steps"),
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +118,7 @@ def run_training(settings: TrainSettings) -> RunResult:
     accelerator.wait_for_everyone()
     progress = loop.progress
     return RunResult(
-        run_dir, progress.attempted, progress.best_step, progress.best_headline, export_dir, loop.stop_signal
+        run_dir, progress.attempted, progress.best_step, progress.best_headline, export_dir, loop.signals.received
     )
 
 
@@ -153,29 +175,27 @@ def _build_loop(
     verify_trainable_dtype(whisper.named_parameters(), precision.param_dtype)
     if trainer.gradient_checkpointing:
         enable_checkpointing(whisper)
-    train_clips, validation_clips = _open_data(settings, loaded)
+    label_builder = LabelBuilder(
+        loaded.tokenizer,
+        max_positions=whisper.config.max_target_positions,
+        vocabulary_size=whisper.config.vocab_size,
+    )
+    validation_clips = _open_validation(settings, label_builder)
+    recipe = ClipRecipe(
+        label_builder=label_builder,
+        labels=settings.labels,
+        log_mel=LogMel(whisper.config.num_mel_bins),
+        augmentation=settings.augment,
+        recordings=open_recordings(settings.augment),
+        pad_id=int(whisper.config.eos_token_id),
+        seed=trainer.seed,
+    )
+    dataset, refused = _open_training(settings, recipe, accelerator)
     if accelerator.is_main_process:
         quarantine = run_dir / "quarantine.jsonl"
         quarantine.unlink(missing_ok=True)
-        append_quarantine(quarantine, train_clips.rejected)
-    _describe(loaded, train_clips, validation_clips)
-    windows = settings.window.windows()
-    dataset = UpdateDataset(
-        ClipReader(train_clips, cache_gib=settings.dataset.cache_gib),
-        EpochPlan(
-            train_clips.durations_s,
-            windows=windows,
-            global_batch_size=trainer.micro_batch_size * trainer.accumulation_steps * accelerator.num_processes,
-            seed=trainer.seed,
-        ),
-        log_mel=LogMel(whisper.config.num_mel_bins),
-        augmentation=settings.augment,
-        micro_batch_size=trainer.micro_batch_size,
-        pad_id=int(whisper.config.eos_token_id),
-        seed=trainer.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
+        append_quarantine(quarantine, refused)
+    _describe_model(loaded)
     objective = accelerator.prepare(TrainingObjective(whisper, label_smoothing=trainer.label_smoothing))
     optimizer = build_optimizer(settings.optimizer, whisper.named_parameters())
     average = _build_average(settings, loaded)
@@ -189,10 +209,11 @@ def _build_loop(
         optimizer=optimizer,
         updater=updater,
         average=average,
-        train_clips=train_clips,
+        refused=refused,
+        label_builder=label_builder,
         dataset=dataset,
         validation_clips=validation_clips,
-        half=HalfCopy(whisper, loaded.tokenizer, windows, device=accelerator.device),
+        half=HalfCopy(whisper, loaded.tokenizer, settings.window.windows(), device=accelerator.device),
         trackers=_open_trackers(settings, run_dir, checkpoint, validation_clips) if accelerator.is_main_process else (),
         run_dir=run_dir,
         source=loaded.source,
@@ -201,32 +222,95 @@ def _build_loop(
 
 
 def _all_texts(settings: TrainSettings) -> list[str]:
-    return [row.text for path in settings.dataset.train for row in read_manifest(Path(path)).rows]
+    return [text for source in _training_sources(settings) for text in read_source(source).column("text")]
 
 
-def _open_data(settings: TrainSettings, loaded: LoadedModel) -> tuple[Clips, Clips | None]:
-    dataset = settings.dataset
-    builder = LabelBuilder(
-        loaded.tokenizer,
-        max_positions=loaded.whisper.config.max_target_positions,
-        timestamps=dataset.timestamps,
-    )
-    if not dataset.train:
-        raise ValueError("dataset.train= names no manifest")
-    train_clips = open_clips(
-        [Path(path) for path in dataset.train],
-        builder,
-        strict=dataset.on_bad == "strict",
-        max_bad_share=dataset.max_bad_share,
-    )
-    if not dataset.validation:
+def _training_sources(settings: TrainSettings) -> tuple[Source, ...]:
+    return settings.dataset.sources("train") + settings.dataset.sources("replay")
+
+
+def _open_validation(settings: TrainSettings, label_builder: LabelBuilder) -> Clips | None:
+    sources = settings.dataset.sources("validation")
+    if not sources:
         logger.warning("dataset.validation= is empty: the last step is exported, not the best")
-        return train_clips, None
-    validation = open_clips([Path(path) for path in dataset.validation], builder, strict=True, max_bad_share=0.0)
-    return train_clips, validation
+        return None
+    # Scored again and again, so never a stream.
+    whole = [dataclasses.replace(source, streaming=False) for source in sources]
+    return open_clips(whole, label_builder, on_bad="strict", max_bad_share=0.0)
 
 
-def _describe(loaded: LoadedModel, train_clips: Clips, validation_clips: Clips | None) -> None:
+def _open_training(
+    settings: TrainSettings, recipe: ClipRecipe, accelerator: Accelerator
+) -> tuple[UpdateDataset | StreamDataset, tuple[Rejected, ...]]:
+    """Open the training sources; also return the lines that were left out."""
+    dataset, trainer = settings.dataset, settings.trainer
+    sources = _training_sources(settings)
+    if not dataset.train:
+        raise ValueError("dataset.train= names no source; type dataset.train=train.jsonl")
+    size = BatchSize(
+        clips=trainer.micro_batch_size,
+        accumulation_steps=trainer.accumulation_steps,
+        world_size=accelerator.num_processes,
+        audio_s=trainer.micro_batch_audio_s,
+    )
+    windows = settings.window.windows()
+    if any(source.streaming for source in sources):
+        stream = StreamDataset(
+            sources,
+            recipe,
+            num_replay=len(dataset.replay),
+            mixture=dataset.mixture(),
+            windows=windows,
+            size=size,
+            block_clips=dataset.stream_clips,
+            pack=dataset.pack,
+            on_bad=dataset.on_bad,
+            max_bad_share=dataset.max_bad_share,
+            rank=accelerator.process_index,
+        )
+        for line in stream.describe():
+            logger.info("%s", line)
+        return stream, ()
+    clips = open_clips(
+        sources,
+        recipe.label_builder,
+        on_bad=dataset.on_bad,
+        max_bad_share=dataset.max_bad_share,
+        pack=dataset.pack,
+    )
+    mixture = _build_mixture(settings, clips)
+    _describe_data(clips, mixture)
+    has_speeds = settings.augment.speed_share > 0.0
+    plan = EpochPlan(
+        clips.durations_s,
+        mixture,
+        windows=windows,
+        size=size,
+        seed=trainer.seed,
+        speeds=ClipSpeeds(settings.augment, clips.durations_s, trainer.seed) if has_speeds else None,
+    )
+    reader = ClipReader(clips.rows, cache_gib=dataset.cache_gib)
+    return UpdateDataset(clips, plan, reader, recipe, rank=accelerator.process_index), clips.rejected
+
+
+def _build_mixture(settings: TrainSettings, clips: Clips) -> Mixture:
+    sources = _training_sources(settings)
+    num_train = len(settings.dataset.train)
+    return build_mixture(
+        clips.durations_s,
+        clips.languages,
+        clips.source_of,
+        clips.no_speech,
+        names=[source.path for source in sources],
+        weights=[source.weight for source in sources],
+        is_replay=[i >= num_train for i in range(len(sources))],
+        settings=settings.dataset.mixture(),
+        no_speech_share=settings.labels.no_speech_share,
+        seed=settings.trainer.seed,
+    )
+
+
+def _describe_model(loaded: LoadedModel) -> None:
     learning, total = count_parameters(loaded.whisper)
     logger.info(
         "model %s: %.1f M parameters, %.1f M learn; vocabulary %d",
@@ -235,15 +319,14 @@ def _describe(loaded: LoadedModel, train_clips: Clips, validation_clips: Clips |
         learning / 1e6,
         loaded.whisper.config.vocab_size,
     )
-    held_out = "none" if validation_clips is None else f"{len(validation_clips.rows)} clips"
-    logger.info(
-        "data: %d clips, %.2f h, languages %s; validation %s; quarantined %d",
-        len(train_clips.rows),
-        train_clips.audio_s / 3600,
-        " ".join(sorted({row.language for row in train_clips.rows})),
-        held_out,
-        len(train_clips.rejected),
-    )
+
+
+def _describe_data(clips: Clips, mixture: Mixture) -> None:
+    for account in clips.ingest:
+        logger.info("%s", account.describe())
+    logger.info("data: %d clips, %.2f h; left out %d", len(clips), clips.audio_s / 3600, len(clips.rejected))
+    for line in describe_groups(mixture.groups):
+        logger.info("%s", line)
 
 
 def _build_average(settings: TrainSettings, loaded: LoadedModel) -> WeightAverage | None:
@@ -260,7 +343,7 @@ def _open_trackers(
     last_step = checkpoint.state["progress"]["attempted"] if checkpoint is not None else 0
     trackers: list[Tracker] = [MetricsFile(run_dir / "metrics.jsonl", last_step=last_step)]
     if settings.tracker.name == "wandb":
-        clips = validation_clips.rows if validation_clips is not None else ()
+        clips = tuple(validation_clips.rows) if validation_clips is not None else ()
         trackers.append(
             WandbTracker(
                 settings.tracker,
@@ -268,7 +351,9 @@ def _open_trackers(
                 name=settings.run.name,
                 config=settings.config,
                 run_id=checkpoint.state["tracker_run_id"] if checkpoint is not None else None,
-                audio={row.id: row.audio for row in clips} if settings.tracker.log_audio else {},
+                audio={row.id: row.audio for row in clips if isinstance(row.audio, Path)}
+                if settings.tracker.log_audio
+                else {},
             )
         )
     return trackers

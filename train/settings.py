@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data.augment import Augmentation
+from data.label_modes import LabelSettings
+from data.settings import DatasetSettings
 from data.windows import Windows, build_windows
 from infer.decoding import DecodeSettings
 from train.adapters import FinetuneSettings
@@ -16,33 +18,6 @@ from train.optim import OptimizerSettings
 from train.precision import PrecisionSettings
 from train.schedule import ScheduleSettings
 from train.tracking import TrackerSettings
-
-
-@dataclass(frozen=True)
-class DatasetSettings:
-    """The `dataset` group."""
-
-    name: str
-    train: tuple[str, ...]
-    """JSONL manifests; their clips are mixed."""
-    validation: tuple[str, ...] = ()
-    """Scored during training, by generated text; the best checkpoint is chosen on them."""
-    test: tuple[str, ...] = ()
-    """Never looked at in training."""
-    on_bad: str = "quarantine"
-    """`quarantine` leaves bad clips out and lists them; `strict` stops at the first."""
-    max_bad_share: float = 0.01
-    """Share of bad lines in a training manifest above which the run does not start."""
-    cache_gib: float = 0.5
-    """Memory for decoded clips in each loader process, in GiB."""
-    timestamps: bool = False
-    """Train timestamp tokens where rows carry segments."""
-
-    def __post_init__(self) -> None:
-        if self.on_bad not in ("quarantine", "strict"):
-            raise ValueError(f"dataset.on_bad={self.on_bad} must be quarantine or strict")
-        if not 0.0 <= self.max_bad_share < 1.0:
-            raise ValueError(f"dataset.max_bad_share={self.max_bad_share} must lie in 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -70,6 +45,8 @@ class TrainerSettings:
     max_steps: int
     micro_batch_size: int
     accumulation_steps: int = 1
+    micro_batch_audio_s: float | None = None
+    """Seconds of windows in one forward; then `micro_batch_size` is only the largest number of clips."""
     seed: int = 0
     eval_every_steps: int = 100
     save_every_steps: int = 500
@@ -118,6 +95,7 @@ class TrainSettings:
 
     model: ModelSettings
     dataset: DatasetSettings
+    labels: LabelSettings
     window: WindowSettings
     augment: Augmentation
     precision: PrecisionSettings

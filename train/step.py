@@ -34,7 +34,7 @@ class UpdateResult:
     """After the update; None without a scaler."""
     num_label_tokens: int
     """Over all ranks."""
-    bad_rows: tuple[int, ...]
+    bad_clips: tuple[int, ...]
     """Clips whose loss was not finite; the update went on without them."""
 
 
@@ -85,12 +85,12 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         batches = [batch.to(self.accelerator.device) for batch in micro_batches]
-        bad_rows: tuple[int, ...] = ()
+        bad_clips: tuple[int, ...] = ()
         loss, num_tokens = self._accumulate(batches)
         if not math.isfinite(loss):
-            batches, bad_rows = self._drop_non_finite(batches)
+            batches, bad_clips = self._drop_non_finite(batches)
             loss, num_tokens = self._accumulate(batches)
-        return self._step(loss, num_tokens, bad_rows)
+        return self._step(loss, num_tokens, bad_clips)
 
     def _accumulate(self, batches: Sequence[SpeechBatch]) -> tuple[float, int]:
         """Add up the gradients of all micro-batches; return the mean loss and the token count, over all ranks."""
@@ -116,7 +116,7 @@ class Updater:
             count = int(self.accelerator.reduce(tensor, reduction="sum"))
         return max(1, count)
 
-    def _step(self, loss: float, num_tokens: int, bad_rows: tuple[int, ...]) -> UpdateResult:
+    def _step(self, loss: float, num_tokens: int, bad_clips: tuple[int, ...]) -> UpdateResult:
         scaler = self.scaler
         scale_before = None
         if scaler is not None:
@@ -148,24 +148,24 @@ class Updater:
             skipped=skipped,
             loss_scale=loss_scale,
             num_label_tokens=num_tokens,
-            bad_rows=bad_rows,
+            bad_clips=bad_clips,
         )
 
     def _drop_non_finite(self, batches: Sequence[SpeechBatch]) -> tuple[list[SpeechBatch], tuple[int, ...]]:
         """Find the clips without a finite loss, one forward each, and take them out of the update."""
         kept_batches: list[SpeechBatch] = []
-        bad_rows: list[int] = []
+        bad_clips: list[int] = []
         with torch.no_grad():
             for batch in batches:
-                losses = [self._loss_of(batch.select([i])) for i in range(len(batch.rows))]
+                losses = [self._loss_of(batch.select([i])) for i in range(len(batch.clips))]
                 kept = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
-                bad_rows += [batch.rows[i] for i in range(len(batch.rows)) if i not in kept]
+                bad_clips += [batch.clips[i] for i in range(len(batch.clips)) if i not in kept]
                 if kept:
                     kept_batches.append(batch.select(kept))
         if not kept_batches:
             module = self.find_non_finite(batches[0])
             raise NonFiniteError(f"no clip of this update has a finite loss; first non-finite output in {module}")
-        return kept_batches, tuple(bad_rows)
+        return kept_batches, tuple(bad_clips)
 
     def _loss_of(self, batch: SpeechBatch) -> float:
         return float(self.objective(batch.input_features, batch.decoder_input_ids, batch.labels))

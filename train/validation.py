@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from data.batches import collate
-from data.dataset import ClipReader, Clips
-from data.reasons import Rejected
+from data.dataset import Clips, load_row
+from data.labels import LabelBuilder
 from infer.artefact import Artefact
 from infer.decoding import DecodeSettings
 from infer.score.evaluation import Prediction, Score, score_predictions
@@ -49,12 +49,15 @@ class Validation:
         return {key: value for key, value in figures.items() if value is not None}
 
 
-def validate(artefact: Artefact, clips: Clips, settings: DecodeSettings, *, batch_size: int) -> Validation:
+def validate(
+    artefact: Artefact, clips: Clips, label_builder: LabelBuilder, settings: DecodeSettings, *, batch_size: int
+) -> Validation:
     """Transcribe a set and score it.
 
     Args:
         artefact: the half copy.
-        clips: the set; every clip must be readable.
+        clips: the set, a row each; every clip must be readable.
+        label_builder: makes the labels of the loss.
         settings: how to decode.
         batch_size: clips decoded together.
 
@@ -63,29 +66,23 @@ def validate(artefact: Artefact, clips: Clips, settings: DecodeSettings, *, batc
     """
     transcriber = Transcriber(artefact, settings, batch_size=batch_size)
     predictions, processing_s = transcribe_rows(transcriber, clips.rows)
-    loss = _teacher_forced_loss(transcriber, clips, batch_size)
+    loss = _teacher_forced_loss(transcriber, clips, label_builder, batch_size)
     return Validation(score_predictions(predictions, processing_s=processing_s), tuple(predictions), loss)
 
 
 @torch.inference_mode()
-def _teacher_forced_loss(transcriber: Transcriber, clips: Clips, batch_size: int) -> float:
+def _teacher_forced_loss(transcriber: Transcriber, clips: Clips, label_builder: LabelBuilder, batch_size: int) -> float:
     artefact = transcriber.artefact
     objective = TrainingObjective(artefact.model).eval()
-    reader = ClipReader(clips, cache_gib=0.0)
-    frames = [artefact.windows.num_frames(duration_s) for duration_s in clips.durations_s]
+    frames = artefact.windows.frames_of(clips.durations_s).tolist()
     order = sorted(range(len(frames)), key=lambda i: frames[i])
     total, num_tokens = 0.0, 0
     for group in _groups(order, frames, batch_size):
-        features = []
-        for i in group:
-            waveform = reader.read(i)
-            if isinstance(waveform, Rejected):
-                raise ValueError(str(waveform))
-            features.append(transcriber.log_mel(waveform, num_frames=frames[i]))
+        rows = [clips.rows[i] for i in group]
         batch = collate(
-            features,
-            [clips.labels[i] for i in group],
-            rows=group,
+            [transcriber.log_mel(load_row(row), num_frames=frames[i]) for i, row in zip(group, rows, strict=True)],
+            [label_builder.build(row) for row in rows],
+            clips=group,
             audio_s=0.0,
             pad_id=int(artefact.model.config.eos_token_id),
         ).to(artefact.model.device)

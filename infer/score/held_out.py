@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from data.manifest import Row, admit, read_manifest
+from data.ingest import admit_all
+from data.rows import Row
+from data.sources import Source, read_source
 from infer.score.evaluation import Prediction
 from infer.transcriber import Clip, Stopwatch, Transcriber
 
 
-def read_held_out(manifests: Sequence[Path]) -> tuple[Row, ...]:
+def read_held_out(sources: Sequence[Source]) -> tuple[Row, ...]:
     """Read held-out sets whole.
 
     Raises:
         ValueError: if a line cannot be used, or an id stands in two sets: a missing item must never improve a score.
-        FileNotFoundError: if a manifest does not exist.
+        FileNotFoundError: if a source does not exist.
     """
-    if not manifests:
-        raise ValueError("dataset.test= names no manifest; type dataset.test=test.jsonl")
-    rows = [row for path in manifests for row in admit(read_manifest(path), strict=True, max_bad_share=0.0)]
+    if not sources:
+        raise ValueError("dataset.test= names no set; type dataset.test=test.jsonl")
+    tables = [read_source(source) for source in sources]
+    admit_all(tables)
+    rows = [row for table in tables for row in table]
     first: dict[str, Row] = {}
     for row in rows:
         other = first.setdefault(row.id, row)

@@ -66,6 +66,7 @@ _RULES: Mapping[str, _Rules] = {
     "th": _WITHOUT_SPACES,
     "lo": _WITHOUT_SPACES,
     "my": _WITHOUT_SPACES,
+    "bo": _WITHOUT_SPACES,
     "km": _WITHOUT_SPACES,
     "ko": _Rules(metric="cer"),  # spaces are written, but so variably that OpenAI's chart counts characters
     "tr": _TURKIC_I,

@@ -1,0 +1,92 @@
+"""Clips found bad on the way: listed once, never used again, and too many of them stop the run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data.batches import BadRow, SpeechBatch
+from data.loaders import append_quarantine
+from data.reasons import Reason, Rejected, reject, summarise
+
+logger = logging.getLogger(__name__)
+
+
+class Quarantine:
+    """Rows that are out, by the keys of their references."""
+
+    def __init__(self, path: Path, *, on_bad: str, max_bad_share: float, num_refused: int) -> None:
+        """Begin with none.
+
+        Args:
+            path: `quarantine.jsonl` of the run.
+            on_bad: `strict`, `quarantine` or `report`; see `data.ingest.admit`.
+            max_bad_share: share of all lines above which `quarantine` stops.
+            num_refused: lines that were left out when the sources were opened.
+        """
+        self.path = path
+        self.on_bad = on_bad
+        self.max_bad_share = max_bad_share
+        self.num_refused = num_refused
+        self.known: dict[int, Rejected] = {}
+
+    def add(self, bad: Sequence[BadRow], *, num_rows: int) -> None:
+        """List rows that are new here.
+
+        Args:
+            bad: what was found.
+            num_rows: rows of the data set, or of a stream so far.
+
+        Raises:
+            ValueError: if there are too many.
+        """
+        fresh = {item.key: item.record for item in bad if item.key not in self.known}
+        if not fresh:
+            return
+        self.known.update(fresh)
+        append_quarantine(self.path, list(fresh.values()))
+        logger.warning("quarantined: %s", summarise(fresh.values()))
+        num_bad, num_lines = len(self.known) + self.num_refused, num_rows + self.num_refused
+        is_too_much = self.on_bad == "quarantine" and num_bad / num_lines > self.max_bad_share
+        if self.on_bad == "strict" or is_too_much:
+            raise ValueError(
+                f"{num_bad} of {num_lines} clips cannot be used, more than dataset.max_bad_share="
+                f"{self.max_bad_share:g} or dataset.on_bad=strict allow; they are listed in {self.path}"
+            )
+
+    def add_non_finite(self, micro_batches: Sequence[SpeechBatch], clips: Sequence[int], *, num_rows: int) -> None:
+        """List the rows of clips whose loss was not finite."""
+        bad = [
+            BadRow(
+                row.key,
+                reject(Reason.LOSS_NOT_FINITE, manifest=row.manifest, line=row.line, id=row.id, audio=row.audio),
+            )
+            for batch in micro_batches
+            for clip, members in zip(batch.clips, batch.members, strict=True)
+            if clip in clips
+            for row in members
+        ]
+        self.add(bad, num_rows=num_rows)
+
+    def without(self, micro_batches: Sequence[SpeechBatch]) -> list[SpeechBatch]:
+        """Return the batches without the clips whose loss was not finite; those that cannot be read never come."""
+        code = Reason.LOSS_NOT_FINITE.code
+        bad = {key for key, record in self.known.items() if record.code == code}
+        if not bad:
+            return list(micro_batches)
+        kept = [
+            [i for i, members in enumerate(batch.members) if bad.isdisjoint(row.key for row in members)]
+            for batch in micro_batches
+        ]
+        return [batch.select(keep) if keep else batch.blank() for batch, keep in zip(micro_batches, kept, strict=True)]
+
+    def state(self) -> list[list[Any]]:
+        """Return it as JSON."""
+        return [[key, asdict(record)] for key, record in self.known.items()]
+
+    def load_state(self, state: Sequence[Sequence[Any]]) -> None:
+        """Read it back."""
+        self.known = {int(key): Rejected(**record) for key, record in state}
