@@ -1,7 +1,4 @@
-"""Augmentation of a clip: a function of (seed, epoch, row) alone, whatever worker draws it.
-
-Shapes: `M` mel bins, `F` mel frames.
-"""
+"""Augmentation of a clip: a function of (seed, epoch, row) alone, whatever worker draws it."""
 
 from __future__ import annotations
 
@@ -9,12 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from data.audio import SAMPLING_RATE, Waveform
 from data.codec import CODECS, pass_codec, verify_codecs
 from data.features import MAX_WINDOW_S
-from data.labels import Labels
 from data.level import change_gain, overdrive
 from data.noise import add_noise, draw_noise
 from data.room import add_room, draw_room
@@ -195,54 +190,3 @@ def augment_waveform(
     if augmentation.gain_db > 0.0:
         waveform = change_gain(waveform, gain_rng.uniform(-augmentation.gain_db, augmentation.gain_db))
     return waveform
-
-
-def mask_tokens(labels: Labels, augmentation: Augmentation, rng: np.random.Generator, *, mask_id: int) -> Labels:
-    """Hide some text tokens from the decoder; what it must say stays the same.
-
-    A decoder that sees all of the text so far learns to go on from it long before it learns to attend to the speech.
-
-    Args:
-        labels: the tokens of a row.
-        augmentation: how many are hidden.
-        rng: from `clip_rng`.
-        mask_id: stands in for a hidden token; special tokens, whose ids are not below it, are never hidden.
-    """
-    if augmentation.token_mask_share == 0.0:
-        return labels
-    hidden = rng.random(len(labels.decoder_input_ids)) < augmentation.token_mask_share
-    ids = tuple(
-        mask_id if hide and token < mask_id else token
-        for hide, token in zip(hidden, labels.decoder_input_ids, strict=True)
-    )
-    return Labels(ids, labels.labels)
-
-
-def mask_features(log_mel: Tensor, augmentation: Augmentation, rng: np.random.Generator, *, num_heard: int) -> Tensor:
-    """Blank bands of mel bins and stretches of time, on a copy.
-
-    Args:
-        log_mel: (M, F) float32.
-        augmentation: number and widest extent of the masks.
-        rng: from `clip_rng`.
-        num_heard: frames of the clip itself; masks in the padding would hide nothing.
-
-    Returns:
-        (M, F) float32; masked cells hold the clip's mean.
-
-    Source: SpecAugment, Park et al. 2019, arXiv:1904.08779.
-    """
-    if augmentation.num_frequency_masks == 0 and augmentation.num_time_masks == 0:
-        return log_mel
-    num_bins = log_mel.shape[0]
-    masked = log_mel.clone()
-    fill = float(log_mel[:, :num_heard].mean())
-    for _ in range(augmentation.num_frequency_masks):
-        width = int(rng.integers(0, int(num_bins * augmentation.max_frequency_share) + 1))
-        start = int(rng.integers(0, num_bins - width + 1))
-        masked[start : start + width, :num_heard] = fill
-    for _ in range(augmentation.num_time_masks):
-        width = int(rng.integers(0, int(num_heard * augmentation.max_time_share) + 1))
-        start = int(rng.integers(0, num_heard - width + 1))
-        masked[:, start : start + width] = fill
-    return masked

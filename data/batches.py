@@ -6,13 +6,15 @@ Shapes: `B` clips, `M` mel bins, `F` mel frames, `T` label positions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from data.features import HOP_LENGTH, LogMel
 from data.labels import IGNORE_INDEX, Labels
+from data.masks import hide
 from data.reasons import Rejected
 
 
@@ -38,11 +40,27 @@ class BadRow:
 
 
 @dataclass(frozen=True)
+class PendingFeatures:
+    """What is needed to make features of waveforms on the training device."""
+
+    num_samples: Tensor
+    """(B,) int64, length of each clip."""
+    bins: Tensor
+    """(B, M) bool, hidden mel bins."""
+    frames: Tensor
+    """(B, F) bool, hidden frames."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> PendingFeatures:
+        """Return it with a function applied to each tensor."""
+        return PendingFeatures(function(self.num_samples), function(self.bins), function(self.frames))
+
+
+@dataclass(frozen=True)
 class SpeechBatch:
     """The tensors of one micro-batch."""
 
     input_features: Tensor
-    """(B, M, F) float32."""
+    """(B, M, F) float32; (B, F * 160) waveforms while `pending` is there."""
     decoder_input_ids: Tensor
     """(B, T) int64."""
     labels: Tensor
@@ -53,6 +71,8 @@ class SpeechBatch:
     """Seconds of speech, without padding."""
     members: tuple[tuple[RowReference, ...], ...] = ()
     """The rows of each clip."""
+    pending: PendingFeatures | None = None
+    """What the device still has to do."""
     rejected: tuple[BadRow, ...] = ()
     """Rows of the plan that could not be read; they are in no tensor."""
 
@@ -80,6 +100,7 @@ class SpeechBatch:
             input_features=self.input_features[index],
             decoder_input_ids=self.decoder_input_ids[index],
             labels=labels,
+            pending=None if self.pending is None else self.pending.map(lambda tensor: tensor[index]),
             clips=tuple(self.clips[i] for i in kept),
             members=tuple(self.members[i] for i in kept) if self.members else (),
             _num_label_tokens=int((labels != IGNORE_INDEX).sum()),
@@ -97,13 +118,24 @@ class SpeechBatch:
             _num_label_tokens=0,
         )
 
-    def _map(self, function: object) -> SpeechBatch:
-        assert callable(function)
+    def with_features(self, log_mel: LogMel | None) -> SpeechBatch:
+        """Return the batch with features in place of waveforms, made where they lie."""
+        if self.pending is None:
+            return self
+        assert log_mel is not None, "a loader that leaves the features to the device says so to the updater"
+        num_samples = self.pending.num_samples
+        features = log_mel.on_device(self.input_features, num_samples)
+        num_heard = ((num_samples + HOP_LENGTH - 1) // HOP_LENGTH).clamp_max(features.shape[2])
+        features = hide(features, self.pending.bins, self.pending.frames, num_heard)
+        return dataclasses.replace(self, input_features=features, pending=None)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> SpeechBatch:
         return dataclasses.replace(
             self,
             input_features=function(self.input_features),
             decoder_input_ids=function(self.decoder_input_ids),
             labels=function(self.labels),
+            pending=None if self.pending is None else self.pending.map(function),
         )
 
 
@@ -115,6 +147,7 @@ def collate(
     audio_s: float,
     pad_id: int,
     members: Sequence[tuple[RowReference, ...]] = (),
+    pending: PendingFeatures | None = None,
     rejected: Sequence[BadRow] = (),
 ) -> SpeechBatch:
     """Stack clips of one window; labels are padded to the longest of the batch.
@@ -126,6 +159,7 @@ def collate(
         audio_s: seconds of speech in the batch.
         pad_id: fills `decoder_input_ids`; never seen, since attention is causal and the label is IGNORE_INDEX.
         members: the rows of each clip.
+        pending: given where `features` are waveforms, (F * 160,) each.
         rejected: rows that could not be read.
     """
     length = max(len(item.labels) for item in labels)
@@ -140,6 +174,7 @@ def collate(
         labels=padded,
         clips=tuple(clips),
         members=tuple(members),
+        pending=pending,
         audio_s=audio_s,
         rejected=tuple(rejected),
         _num_label_tokens=int((padded != IGNORE_INDEX).sum()),

@@ -85,6 +85,35 @@ class LogMel:
         log_mel[:, :num_heard] = heard[:, :num_frames].clamp_min_(floor)
         return log_mel.add_(4.0).div_(4.0)
 
+    def on_device(self, waveforms: Tensor, num_samples: Tensor) -> Tensor:
+        """Compute the features of a batch where it lies; equal to one call for each clip.
+
+        Args:
+            waveforms: (B, num_frames * 160) float32 at 16 kHz, zero behind each clip's end.
+            num_samples: (B,) length of each clip.
+
+        Returns:
+            (B, M, F) float32 on the device of `waveforms`.
+        """
+        num_frames = waveforms.shape[1] // HOP_LENGTH
+        is_whole = num_frames == MAX_WINDOW_S * FRAMES_PER_S
+        # Two frames behind a short window can hear its end, and the loudest cell may lie there.
+        num_computed = num_frames if is_whole else num_frames + 2
+        padded = torch.nn.functional.pad(waveforms, (HALF, HALF + (0 if is_whole else 2 * HOP_LENGTH)))
+        padded[:, :HALF] = padded[:, HALF + 1 : N_FFT + 1].flip(1)
+        if is_whole:
+            padded[:, -HALF:] = padded[:, -N_FFT - 1 : -HALF - 1].flip(1)
+        window, filters = self._window.to(waveforms.device), self._filters.to(waveforms.device)
+        spectrum = torch.stft(padded, N_FFT, HOP_LENGTH, window=window, center=False, return_complex=True)
+        power = torch.view_as_real(spectrum[:, :, :num_computed]).square().sum(-1)
+        log_mel = (filters @ power).clamp_min_(MEL_FLOOR).log10_()
+        floor = (log_mel.amax(dim=(1, 2), keepdim=True) - DYNAMIC_RANGE).clamp_min(math.log10(MEL_FLOOR))
+        # Frames past those that hear the clip are filled in, as in one call for a clip, whatever rounding left there.
+        frames = torch.arange(num_computed, device=waveforms.device)
+        is_heard = frames < ((num_samples + HALF + HOP_LENGTH - 1) // HOP_LENGTH)[:, None]
+        log_mel = torch.where(is_heard[:, None], torch.maximum(log_mel, floor), floor)
+        return log_mel[:, :, :num_frames].add_(4.0).div_(4.0)
+
     def batch(self, waveforms: Sequence[Waveform], *, num_frames: int) -> Tensor:
         """Compute the features of several clips, (B, M, F) float32."""
         return torch.stack([self(waveform, num_frames=num_frames) for waveform in waveforms])

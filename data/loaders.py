@@ -15,12 +15,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.audio import SAMPLING_RATE, Waveform
-from data.augment import Augmentation, Recordings, augment_waveform, clip_rng, draw_speeds, mask_features, mask_tokens
-from data.batches import BadRow, RowReference, SpeechBatch, collate
+from data.augment import Augmentation, Recordings, augment_waveform, clip_rng, draw_speeds
+from data.batches import BadRow, PendingFeatures, RowReference, SpeechBatch, collate
 from data.dataset import Clips
 from data.features import HOP_LENGTH, LogMel
 from data.label_modes import LabelSettings, draw_label_mode
 from data.labels import IGNORE_INDEX, LabelBuilder, Labels
+from data.masks import FeatureMask, draw_mask, hide, mask_tokens
 from data.packing import join_rows, join_waveforms
 from data.plan import EpochPlan, EpochUpdates, Position
 from data.reader import ClipReader
@@ -66,6 +67,8 @@ class ClipRecipe:
     recordings: Recordings
     pad_id: int
     seed: int
+    on_device: bool = False
+    """Leave the features to the training device."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,8 @@ class UpdateDataset(Dataset[UpdateBatches]):
     def _read(self, clips: tuple[int, ...], num_frames: int, epoch: int) -> SpeechBatch:
         recipe = self.recipe
         features: list[torch.Tensor] = []
+        lengths: list[int] = []
+        masks: list[FeatureMask] = []
         labels: list[Labels] = []
         taken: list[int] = []
         taken_members: list[tuple[RowReference, ...]] = []
@@ -163,9 +168,16 @@ class UpdateDataset(Dataset[UpdateBatches]):
                 waveform = waveform[: round((heard_duration_s(row, with_timestamps=False) or 0.0) * SAMPLING_RATE)]
             rng = clip_rng(recipe.seed, epoch, clip)
             waveform = augment_waveform(waveform, recipe.augmentation, rng, speed=speed, recordings=recipe.recordings)
-            log_mel = recipe.log_mel(waveform, num_frames=num_frames)
-            num_heard = min(num_frames, -(-len(waveform) // HOP_LENGTH))
-            features.append(mask_features(log_mel, recipe.augmentation, rng, num_heard=num_heard))
+            mask = draw_mask(
+                recipe.augmentation,
+                rng,
+                num_mel_bins=recipe.log_mel.num_mel_bins,
+                num_frames=num_frames,
+                num_heard=min(num_frames, -(-len(waveform) // HOP_LENGTH)),
+            )
+            features.append(self._features(waveform, mask, num_frames))
+            lengths.append(len(waveform))
+            masks.append(mask)
             built = recipe.label_builder.build(
                 row, with_timestamps=mode.with_timestamps, with_prompt=mode.with_prompt, time_scale=speed
             )
@@ -174,8 +186,17 @@ class UpdateDataset(Dataset[UpdateBatches]):
             taken_members.append(members)
             audio_s += len(waveform) / SAMPLING_RATE
         if not features:  # keeps this rank in step with the others; no label carries loss
-            features = [torch.zeros(recipe.log_mel.num_mel_bins, num_frames)]
+            nothing = (
+                torch.zeros(recipe.log_mel.num_mel_bins, dtype=torch.bool),
+                torch.zeros(num_frames, dtype=torch.bool),
+            )
+            silence, mask = np.zeros(HOP_LENGTH, np.float32), FeatureMask(*nothing, 1)
+            features, lengths, masks = [self._features(silence, mask, num_frames)], [len(silence)], [mask]
             labels = [Labels((recipe.pad_id,), (IGNORE_INDEX,))]
+        pending = None
+        if recipe.on_device:
+            bins, frames = torch.stack([mask.bins for mask in masks]), torch.stack([mask.frames for mask in masks])
+            pending = PendingFeatures(torch.tensor(lengths), bins, frames)
         return collate(
             features,
             labels,
@@ -183,8 +204,20 @@ class UpdateDataset(Dataset[UpdateBatches]):
             audio_s=audio_s,
             pad_id=recipe.pad_id,
             members=taken_members,
+            pending=pending,
             rejected=rejected,
         )
+
+    def _features(self, waveform: Waveform, mask: FeatureMask, num_frames: int) -> torch.Tensor:
+        """Return the masked features of a clip, or its padded waveform where the training device makes them."""
+        if self.recipe.on_device:
+            padded = torch.zeros(num_frames * HOP_LENGTH)
+            padded[: len(waveform)] = torch.from_numpy(waveform)
+            return padded
+        log_mel = self.recipe.log_mel(waveform, num_frames=num_frames)
+        if not mask.hides_anything:
+            return log_mel
+        return hide(log_mel[None], mask.bins[None], mask.frames[None], torch.tensor([mask.num_heard]))[0]
 
     def _join(
         self, clip: int, *, max_samples: int

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from data.windows import Windows
 
 FEED_STREAM = 7  # first word of the seed; 1 to 6 are those of clips, order, speed, rounds, labels and silence
 KEY_BITS = 40  # of a row's key: its line below, its source above
+SHARD_LINES = 10**7  # line 20000017 is row 17 of the third shard, in whatever order the shards come
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class HubFeed:
         self._key = (FEED_STREAM, seed, place)
         self.cycle = 0
         self.shard = 0
-        self.line = 0
+        self.row = 0
+        self._shard_id = 0
         self._stream: IterableDataset | None = None
         self._examples: Iterator[Mapping[str, Any]] = iter(())
         self._open_shard()
@@ -110,15 +112,15 @@ class HubFeed:
     def state(self) -> dict[str, Any]:
         """Return where it stands."""
         assert self._stream is not None
-        return {"cycle": self.cycle, "shard": self.shard, "line": self.line, "stream": self._stream.state_dict()}
+        return {"cycle": self.cycle, "shard": self.shard, "row": self.row, "stream": self._stream.state_dict()}
 
     def seek(self, state: Mapping[str, Any]) -> None:
         """Go where it stood."""
-        self.cycle, self.shard, self.line = state["cycle"], state["shard"], state["line"]
+        self.cycle, self.shard, self.row = state["cycle"], state["shard"], state["row"]
         self._open_shard(state["stream"])
 
-    def take(self, count: int) -> RowTable:
-        """Return the next rows.
+    def take(self, count: int, *, left_out: Container[int] = ()) -> RowTable:
+        """Return the next rows but for those whose line is left out.
 
         Raises:
             ValueError: if the data set has none at all.
@@ -126,30 +128,37 @@ class HubFeed:
         held: list[HeldAudio] = []
         name = self.source.hub().name
         builder = RowTableBuilder(Path(name), defaults=self.source.defaults())
-        while len(held) < count:
+        is_empty = False
+        while count > 0:
             example = next(self._examples, None)
             if example is None:
+                if is_empty and self.shard + 1 == self.num_shards:
+                    raise ValueError(f"{name} is empty")
+                is_empty = is_empty or self.shard == 0
                 self._next_shard()
                 continue
-            self.line += 1
+            is_empty = False
+            self.row += 1
+            count -= 1
+            line = self._shard_id * SHARD_LINES + self.row
+            if line in left_out:
+                continue
             fields = {key: value for key, value in example.items() if key != self.column}
-            held.append(HeldAudio(audio_bytes(example[self.column]), f"{name} row {self.line}"))
+            held.append(HeldAudio(audio_bytes(example[self.column]), f"{name} shard {self._shard_id} row {self.row}"))
             fields = {**pick(fields, self.source.columns), "audio": str(held[-1]), "stored": len(held) - 1}
-            fields.setdefault("id", f"{self.cycle}/{self.line}")
-            builder.add(replace_texts(Record(self.line, fields), self.source.replace))
+            builder.add(replace_texts(Record(line, fields), self.source.replace))
         return builder.build(open_stored=held.__getitem__)
 
     def _next_shard(self) -> None:
-        self.shard += 1
+        self.shard, self.row = self.shard + 1, 0
         if self.shard == self.num_shards:
-            if self.line == 0:
-                raise ValueError(f"{self.source.hub().name} is empty")
-            self.cycle, self.shard, self.line = self.cycle + 1, 0, 0
+            self.cycle, self.shard = self.cycle + 1, 0
         self._open_shard()
 
     def _open_shard(self, state: dict[str, Any] | None = None) -> None:
         order = np.random.default_rng([*self._key, self.cycle]).permutation(self.num_shards)
-        self._stream = self.dataset.shard(self.num_shards, int(order[self.shard]))
+        self._shard_id = int(order[self.shard])
+        self._stream = self.dataset.shard(self.num_shards, self._shard_id)
         if state is not None:
             self._stream.load_state_dict(state)
         self._examples = iter(self._stream)
@@ -213,7 +222,7 @@ class StreamDataset:
             else TableFeed(self._open_table(source), seed=recipe.seed, place=i)
             for i, source in enumerate(sources)
         ]
-        self._left_out = np.zeros(0, np.int64)
+        self._left_out: set[int] = set()
         self._num_lines = 0
         self._num_bad = 0
 
@@ -238,7 +247,7 @@ class StreamDataset:
 
     def leave_out(self, rows: Iterable[int]) -> None:
         """Never use the rows with these keys: they were found bad before the run was taken up again."""
-        self._left_out = np.array(sorted(rows), dtype=np.int64)
+        self._left_out = set(rows)
 
     def open(self, start: Position, *, num_workers: int | None, pin_memory: bool) -> Iterator[UpdateBatches]:
         """Read updates without end, in a thread that reads ahead; `num_workers` has no meaning for a stream."""
@@ -303,15 +312,18 @@ class StreamDataset:
         keys: list[npt.NDArray[np.int64]] = []
         rejected: list[BadRow] = []
         for place, (feed, count) in enumerate(zip(self.feeds, self.counts, strict=True)):
-            table = feed.take(count)
+            left_out = {key - (place << KEY_BITS) for key in self._left_out}
             if isinstance(feed, HubFeed):
-                table = check_rows(table, self.recipe.label_builder)
+                table = check_rows(feed.take(count, left_out=left_out), self.recipe.label_builder)
                 rejected += [BadRow((place << KEY_BITS) + record.line, record) for record in table.rejected]
-            known = (place << KEY_BITS) + table.column("line").astype(np.int64)
-            is_wanted = ~np.isin(known, self._left_out)
-            tables.append(table.replace(table.table.filter(pa.array(is_wanted)), ()))
-            keys.append(known[is_wanted])
+            else:
+                table = feed.take(count)
+                wanted = ~np.isin(table.column("line"), list(left_out))
+                table = table.replace(table.table.filter(pa.array(wanted)), ())
+            tables.append(table)
+            keys.append((place << KEY_BITS) + table.column("line").astype(np.int64))
             self._num_lines += count
+        self._left_out |= {bad.key for bad in rejected}
         self._num_bad += len(rejected)
         self._verify_share(rejected)
         clips = join_tables(tables, self.recipe.label_builder, pack=self.pack)

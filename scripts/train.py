@@ -25,7 +25,7 @@ from train.model import ModelSettings
 from train.optim import OptimizerSettings
 from train.precision import PrecisionSettings
 from train.schedule import ScheduleSettings
-from train.settings import RunSettings, TrainerSettings, TrainSettings, WindowSettings
+from train.settings import FeatureSettings, RunSettings, TrainerSettings, TrainSettings, WindowSettings
 from train.tracking import TrackerSettings
 
 GROUPS = {
@@ -33,6 +33,7 @@ GROUPS = {
     "dataset": DatasetSettings,
     "labels": LabelSettings,
     "window": WindowSettings,
+    "features": FeatureSettings,
     "augment": Augmentation,
     "precision": PrecisionSettings,
     "finetune": FinetuneSettings,

@@ -20,10 +20,9 @@ from data.augment import (
     augment_waveform,
     clip_rng,
     draw_speeds,
-    mask_features,
-    mask_tokens,
     open_recordings,
 )
+from data.masks import draw_mask, hide, mask_tokens
 from data.labels import Labels
 from data.room import make_room
 from scripts.settings import build, compose_config, to_plain
@@ -83,6 +82,14 @@ class Changed(Dataset[np.ndarray]):
         waveform = tone(float(self.durations_s[row]), seed=row)
         rng = clip_rng(5, 1, row)
         return augment_waveform(waveform, self.augmentation, rng, speed=speed, recordings=self.recordings)
+
+
+
+def mask_features(log_mel, augmentation, rng, *, num_heard):
+    """Draw a mask and lay it over one clip."""
+    num_mel_bins, num_frames = log_mel.shape
+    mask = draw_mask(augmentation, rng, num_mel_bins=num_mel_bins, num_frames=num_frames, num_heard=num_heard)
+    return hide(log_mel[None], mask.bins[None], mask.frames[None], torch.tensor([num_heard]))[0]
 
 
 def _first(batch: list[np.ndarray]) -> np.ndarray:
@@ -225,7 +232,7 @@ def test_nothing_is_done_by_default():
     nothing = Augmentation()
     assert not nothing.changes_waveform
     assert augment_waveform(waveform, nothing, clip_rng(0, 0, 0)) is waveform
-    assert mask_features(log_mel, nothing, clip_rng(0, 0, 0), num_heard=50) is log_mel
+    assert torch.equal(mask_features(log_mel, nothing, clip_rng(0, 0, 0), num_heard=50), log_mel)
 
 
 def test_gain_stays_within_its_decibels_and_never_clips():

@@ -100,9 +100,24 @@ def test_manifests_are_joined_and_each_is_judged_alone(
     assert [(record.manifest, record.line) for record in clips.rejected] == [(str(half), 2)]
     with pytest.raises(ValueError, match="1 of 2 lines"):  # a twelfth of all lines, but half of this file
         open_clips(sources, builder, on_bad="quarantine", max_bad_share=0.2)
+    absent = Source(str(corpus.with_name("absent.jsonl")))
     with pytest.raises(FileNotFoundError):
-        absent = Source(str(corpus.with_name("absent.jsonl")))
         open_clips([sources[0], absent], builder, on_bad="report", max_bad_share=1.0)
+
+
+def test_segments_of_a_short_clip_may_overlap_and_come_in_any_order(
+    write_clip: Callable[..., Path], write_manifest: Callable[..., Path], builder: LabelBuilder
+) -> None:
+    """Timestamp tokens cannot go back, so what overlaps becomes one segment; no word is lost."""
+    write_clip("clip.wav", 3.0)
+    times = [(2.0, 3.0, "d"), (0.0, 1.0, "a"), (0.5, 1.5, "b"), (1.5, 2.0, "c")]
+    segments = [{"start": start, "end": end, "text": text} for start, end, text in times]
+    row = {"audio": "clip.wav", "text": "a b c d", "language": "en", "segments": segments}
+    clips = _open(write_manifest([row]), builder, on_bad="strict")
+    (found,) = clips.rows
+    assert found.text == "a b c d"
+    assert [(s.start_s, s.end_s, s.text) for s in found.segments] == [(0, 1.5, "a b"), (1.5, 2, "c"), (2, 3, "d")]
+    assert clips.durations_s.tolist() == [3.0]
 
 
 def test_long_recordings_are_taken_where_they_are_decoded_as_such(

@@ -115,3 +115,17 @@ def test_what_is_no_clip_is_refused(name: str) -> None:
     waveform, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         LogMel(80)(waveform, num_frames=100)
+
+
+@pytest.mark.parametrize("num_mel_bins", [80, 128])
+@pytest.mark.parametrize(("num_frames", "lengths"), [(200, [100, 16_000, 32_000]), (3000, [400, 479_900, 480_000])])
+def test_a_batch_on_the_device_equals_clip_by_clip(num_mel_bins: int, num_frames: int, lengths: list[int]) -> None:
+    log_mel = LogMel(num_mel_bins)
+    waveforms = [tone(length / 16_000, seed=length)[:length] for length in lengths]
+    padded = torch.zeros(len(lengths), num_frames * 160)
+    for row, waveform in zip(padded, waveforms, strict=True):
+        row[: len(waveform)] = torch.from_numpy(waveform)
+    found = log_mel.on_device(padded.clone(), torch.tensor(lengths))
+    expected = log_mel.batch(waveforms, num_frames=num_frames)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 2e-5

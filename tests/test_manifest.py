@@ -63,10 +63,7 @@ BAD_LINES = {
     "segment without end": (_line(segments=[{"start": 0, "text": "a"}]), "M01"),
     "segment without text": (_line(segments=[{"start": 0, "end": 1}]), "M01"),
     "segment backwards": (_line(segments=[{"start": 1, "end": 0.5, "text": "a"}]), "M01"),
-    "segments overlap": (
-        _line(segments=[{"start": 0, "end": 1, "text": "a"}, {"start": 0.5, "end": 2, "text": "b"}]),
-        "M01",
-    ),
+    "control character in a segment": (_line(segments=[{"start": 0, "end": 1, "text": "a\x07"}]), "T02"),
     "half a surrogate pair": ('{"audio": "clip.wav", "text": "\\ud800", "language": "en"}', "T01"),
     "half a pair as id": ('{"id": "\\udc00", "audio": "clip.wav", "text": "x", "language": "en"}', "T01"),
     "http": (_line(audio="https://example.org/a.wav"), "M07"),

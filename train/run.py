@@ -189,6 +189,7 @@ def _build_loop(
         recordings=open_recordings(settings.augment),
         pad_id=int(whisper.config.eos_token_id),
         seed=trainer.seed,
+        on_device=settings.features.device == "train",
     )
     dataset, refused = _open_training(settings, recipe, accelerator)
     if accelerator.is_main_process:
@@ -200,7 +201,12 @@ def _build_loop(
     optimizer = build_optimizer(settings.optimizer, whisper.named_parameters())
     average = _build_average(settings, loaded)
     updater = Updater(
-        objective, optimizer, accelerator, max_grad_norm=settings.optimizer.max_grad_norm, average=average
+        objective,
+        optimizer,
+        accelerator,
+        max_grad_norm=settings.optimizer.max_grad_norm,
+        average=average,
+        log_mel=recipe.log_mel,
     )
     parts = Parts(
         accelerator=accelerator,

@@ -39,6 +39,18 @@ class WindowSettings:
 
 
 @dataclass(frozen=True)
+class FeatureSettings:
+    """The `features` group."""
+
+    device: str = "cpu"
+    """Who makes the log-mel features: `cpu`, the loader processes; `train`, the device that trains."""
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "train"):
+            raise ValueError(f"features.device={self.device} must be cpu or train")
+
+
+@dataclass(frozen=True)
 class TrainerSettings:
     """The `trainer` group; counts of updates and clips."""
 
@@ -97,6 +109,7 @@ class TrainSettings:
     dataset: DatasetSettings
     labels: LabelSettings
     window: WindowSettings
+    features: FeatureSettings
     augment: Augmentation
     precision: PrecisionSettings
     finetune: FinetuneSettings

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data.batches import SpeechBatch
+from data.features import LogMel
 from train.ema import WeightAverage
 from train.guard import NonFiniteError, first_non_finite
 
@@ -49,6 +50,7 @@ class Updater:
         *,
         max_grad_norm: float,
         average: WeightAverage | None = None,
+        log_mel: LogMel | None = None,
     ) -> None:
         """Remember the parts.
 
@@ -58,12 +60,14 @@ class Updater:
             accelerator: owns device, ranks, autocast and scaler.
             max_grad_norm: gradients are scaled down to this norm; 0 switches it off.
             average: moving average of the weights, updated when an update is applied.
+            log_mel: makes features of batches that come as waveforms.
         """
         self.objective = objective
         self.optimizer = optimizer
         self.accelerator = accelerator
         self.max_grad_norm = max_grad_norm
         self.average = average
+        self.log_mel = log_mel
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     @property
@@ -84,7 +88,7 @@ class Updater:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        batches = [batch.to(self.accelerator.device) for batch in micro_batches]
+        batches = [batch.to(self.accelerator.device).with_features(self.log_mel) for batch in micro_batches]
         bad_clips: tuple[int, ...] = ()
         loss, num_tokens = self._accumulate(batches)
         if not math.isfinite(loss):
@@ -172,7 +176,7 @@ class Updater:
 
     def find_non_finite(self, batch: SpeechBatch) -> str:
         """Return the name of the first module whose output is not finite, or what was looked at in vain."""
-        batch = batch.to(self.accelerator.device)
+        batch = batch.to(self.accelerator.device).with_features(self.log_mel)
         with torch.no_grad(), first_non_finite(self.objective) as found:
             self._loss_of(batch)
         return found[0] if found else "no module's forward (the gradient overflows)"
