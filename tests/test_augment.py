@@ -22,8 +22,8 @@ from data.augment import (
     draw_speeds,
     open_recordings,
 )
-from data.masks import draw_mask, hide, mask_tokens
 from data.labels import Labels
+from data.masks import draw_mask, hide, mask_tokens
 from data.room import make_room
 from scripts.settings import build, compose_config, to_plain
 
@@ -82,7 +82,6 @@ class Changed(Dataset[np.ndarray]):
         waveform = tone(float(self.durations_s[row]), seed=row)
         rng = clip_rng(5, 1, row)
         return augment_waveform(waveform, self.augmentation, rng, speed=speed, recordings=self.recordings)
-
 
 
 def mask_features(log_mel, augmentation, rng, *, num_heard):

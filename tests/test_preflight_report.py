@@ -1,4 +1,4 @@
-"""Figures agree with plain counting, suggested edges are the best there are, and the page shows texts without running them."""
+"""Figures agree with plain counting, suggested edges are the best there are, the page shows texts and runs none."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def test_a_file_that_changed_is_measured_again_and_faults_are_remembered(corpus,
     first = scan_corpus([split_of(corpus)], cache_path=cache_path)
     write_clip("audio/0.wav", 0.9, seed=77)
     second = scan_corpus([split_of(corpus)], cache_path=cache_path, measure=counting(measured))
-    assert [os.path.basename(name) for name in measured] == ["0.wav"]
+    assert [Path(name).name for name in measured] == ["0.wav"]
     assert first["train"].figures["pcm"][0] != second["train"].figures["pcm"][0]
     assert [f.code for f in first["train"].faults()] == [f.code for f in second["train"].faults()] == ["A04"]
     assert [f.message for f in first["train"].faults()] == [f.message for f in second["train"].faults()]

@@ -1,0 +1,295 @@
+"""One pass over a corpus: what every row says and what every clip sounds like, kept in columns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data.labels import LabelBuilder, LabelError
+from data.preflight.cache import FIGURES, ScanCache, clip_key, figures_record
+from data.preflight.clip import ClipFigures, ClipJob, measure_clip
+from data.preflight.pool import Measure, measure_clips
+from data.preflight.writing import find_text_faults, hash_text
+from data.reasons import Reason, Rejected, reject
+from data.recordings import cut_recording
+from data.rows import JoinedRows, Row, encoded
+
+FEW_CLIPS = 400  # below it the start of worker processes costs more than they save
+UNKNOWN = -1
+MAX_CLIP_S = 30.0  # seconds; Whisper's window
+MAX_RECORDING_S = 7200.0  # seconds; two hours take half a GiB when decoded
+
+COLUMNS = np.dtype(
+    [
+        ("key", "u8"),
+        ("language", "i2"),
+        ("speaker", "i4"),  # UNKNOWN where the row names none
+        ("recording", "u8"),  # names the audio file, which several rows may share
+        ("offset_s", "f8"),
+        ("text", "u8"),
+        ("num_characters", "i4"),
+        ("num_label_tokens", "i4"),  # UNKNOWN without a tokenizer
+        ("text_faults", "u1"),
+        ("is_outside", "?"),  # the audio does not lie below the manifest's folder
+        ("no_speech", "?"),
+        ("has_segments", "?"),
+        ("loses_segments", "?"),
+        ("figures", FIGURES),
+    ]
+)
+"""One row an element: 130 bytes, so that a million rows take 130 MB."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, how many rows are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The sources that are read as one split."""
+
+    name: str
+    """train, validation or test."""
+    rows: JoinedRows
+    is_windowed: bool
+    """True if a clip must fit one window of 30 s, as in training; False if recordings of any length are transcribed."""
+
+    @property
+    def num_lines(self) -> int:
+        """Rows that the reader took, and lines that it did not."""
+        return len(self.rows) + len(self.rejected)
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        """What the reader did not take."""
+        return [record for table in self.rows.tables for record in table.rejected]
+
+    def max_duration_s(self, row: Row) -> float:
+        """Return the longest that a row's clip may be; one with segments is cut into windows at their times."""
+        return MAX_CLIP_S if self.is_windowed and not row.segments else MAX_RECORDING_S
+
+
+@dataclass(frozen=True)
+class SplitScan:
+    """A split with its columns."""
+
+    split: Split
+    columns: npt.NDArray[Any]
+    """(num_rows,) of `COLUMNS`."""
+    details: dict[int, str]
+    """What was found, of rows that cannot be used."""
+
+    @property
+    def name(self) -> str:
+        """Name of the split."""
+        return self.split.name
+
+    @property
+    def figures(self) -> npt.NDArray[Any]:
+        """(num_rows,) of `FIGURES`."""
+        figures: npt.NDArray[Any] = self.columns["figures"]
+        return figures
+
+    @property
+    def usable(self) -> npt.NDArray[np.bool_]:
+        """Which rows a training or an evaluation would take."""
+        usable: npt.NDArray[np.bool_] = self.figures["code"] == ""
+        return usable
+
+    def faults(self) -> Iterator[Rejected]:
+        """Yield a record for each line that cannot be used, those that the reader refused first."""
+        yield from self.split.rejected
+        for index in np.flatnonzero(~self.usable):
+            row = self.split.rows[int(index)]
+            yield reject(
+                reason_of(str(self.figures["code"][index])),
+                manifest=row.manifest,
+                line=row.line,
+                id=row.id,
+                audio=row.audio,
+                detail=self.details.get(int(index), ""),
+            )
+
+
+@dataclass(frozen=True)
+class CorpusScan:
+    """All splits, and what their numbers stand for."""
+
+    splits: tuple[SplitScan, ...]
+    languages: tuple[str, ...]
+    speakers: tuple[str, ...]
+    num_measured: int
+    """Clips that were decoded; the others were known from an earlier scan."""
+
+    def __getitem__(self, name: str) -> SplitScan:
+        return next(scan for scan in self.splits if scan.name == name)
+
+
+@dataclass
+class _Numbering:
+    """Names in the order in which they came."""
+
+    places: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, name: str) -> int:
+        return self.places.setdefault(name, len(self.places))
+
+
+def scan_corpus(
+    splits: Sequence[Split],
+    *,
+    cache_path: Path,
+    label_builder: LabelBuilder | None = None,
+    num_workers: int | None = None,
+    on_progress: Progress = lambda stage, completed, total: None,
+    measure: Measure = measure_clip,
+) -> CorpusScan:
+    """Read every row and decode every clip once; what an earlier scan measured is not decoded again.
+
+    Args:
+        splits: the corpus.
+        cache_path: JSON lines, one a clip, written as the scan goes; a scan that was stopped goes on from there.
+        label_builder: counts label tokens and finds texts that do not fit; None leaves both out.
+        num_workers: processes that decode; None takes all cores for a corpus of some size.
+        on_progress: called now and then.
+        measure: what to do with each clip.
+
+    Returns:
+        The columns of each split.
+    """
+    languages, speakers = _Numbering(), _Numbering()
+    total = sum(len(split.rows) for split in splits)
+    scans: list[SplitScan] = []
+    num_read = num_done = num_measured = 0
+    for split in splits:
+        columns, details = np.zeros(len(split.rows), dtype=COLUMNS), {}
+        for index, row in enumerate(split.rows):
+            columns[index], fault = _read_row(row, split, languages, speakers, label_builder)
+            if fault:
+                details[index] = fault
+            num_read += 1
+            if num_read % 256 == 0 or num_read == total:
+                on_progress("reading texts", num_read, total)
+        scans.append(SplitScan(split, columns, details))
+    cache = ScanCache(cache_path)
+    with cache:
+        for scan in scans:
+            known = _recall(scan, cache)
+            num_done += int(known.sum())
+            unknown = np.flatnonzero(~known)
+            workers = _num_workers(len(unknown)) if num_workers is None else num_workers
+            jobs = _jobs(scan.split, unknown) if len(unknown) else ()
+            for chunk in measure_clips(jobs, num_workers=workers, measure=measure):
+                for job, found in chunk:
+                    _keep(scan, job.index, found)
+                    if key := int(scan.columns["key"][job.index]):
+                        cache.append(key, found)
+                cache.flush()
+                num_done += len(chunk)
+                num_measured += len(chunk)
+                on_progress("decoding clips", num_done, total)
+            if scan.split.is_windowed:
+                _find_uncuttable(scan, label_builder)
+    return CorpusScan(tuple(scans), tuple(languages.places), tuple(speakers.places), num_measured)
+
+
+def reason_of(code: str) -> Reason:
+    """Return the reason that a code stands for."""
+    return next(reason for reason in Reason if reason.code == code)
+
+
+def hash_name(name: str) -> int:
+    """Return 64 bits that stand for a name."""
+    return int.from_bytes(blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+
+
+def _read_row(
+    row: Row, split: Split, languages: _Numbering, speakers: _Numbering, label_builder: LabelBuilder | None
+) -> tuple[tuple[Any, ...], str]:
+    """Return the columns of a row that need no decoding, and what is wrong with its labels."""
+    figures, detail, num_label_tokens = ClipFigures(), "", UNKNOWN
+    if label_builder is not None:
+        try:
+            num_label_tokens = label_builder.build(row).num_label_tokens
+        except LabelError as e:
+            if split.is_windowed and not row.segments:  # a recording is never one label; nobody builds it
+                figures, detail = ClipFigures(code=e.reason.code), str(e)
+    columns = (
+        clip_key(row, split.max_duration_s(row)),
+        languages(row.language),
+        speakers(row.speaker) if row.speaker else UNKNOWN,
+        hash_name(str(row.audio)),
+        row.offset_s or 0.0,
+        hash_text(row.text),
+        len(row.text),
+        num_label_tokens,
+        int(find_text_faults(row.text, row.language)),
+        isinstance(row.audio, Path) and not str(row.audio).startswith(str(row.manifest.parent)),
+        row.no_speech,
+        bool(row.segments),
+        False,
+        figures_record(figures),
+    )
+    return columns, detail
+
+
+def _jobs(split: Split, indices: npt.NDArray[np.int64]) -> Iterator[ClipJob]:
+    wanted = np.zeros(len(split.rows), dtype=np.bool_)
+    wanted[indices] = True
+    for index, row in enumerate(split.rows):  # in order: a table gives its rows a hundred times faster than one by one
+        if not wanted[index]:
+            continue
+        name = str(row.audio)
+        try:
+            audio = encoded(row.audio)
+        except OSError:
+            audio = Path(name)  # which then is found missing, under its own name
+        yield ClipJob(index, audio, name, row.offset_s, row.duration_s, split.max_duration_s(row))
+
+
+def _recall(scan: SplitScan, cache: ScanCache) -> npt.NDArray[np.bool_]:
+    """Take over what an earlier scan measured, and return of which rows."""
+    known, figures = cache.find(scan.columns["key"])
+    label_faults = scan.figures["code"].copy()
+    scan.columns["figures"][known] = figures[known]
+    for index in np.flatnonzero(known & ~scan.usable):
+        scan.details[int(index)] = cache.detail(int(scan.columns["key"][index]))
+    kept = known & scan.usable
+    scan.columns["figures"]["code"][kept] = label_faults[kept]
+    return known
+
+
+def _keep(scan: SplitScan, index: int, found: ClipFigures) -> None:
+    """Keep what was measured; a fault of the labels stays where the audio has none."""
+    label_fault = str(scan.figures["code"][index])
+    scan.columns["figures"][index] = figures_record(found)
+    if found.code:
+        scan.details[index] = found.detail
+    else:
+        scan.columns["figures"]["code"][index] = label_fault
+
+
+def _find_uncuttable(scan: SplitScan, label_builder: LabelBuilder | None) -> None:
+    """Cut recordings at their segments, as a training does, and keep which of them lose any."""
+    fits = None if label_builder is None else label_builder.fits_window
+    wanted = scan.columns["has_segments"] & scan.usable
+    if not wanted.any():
+        return
+    for index, row in enumerate(scan.split.rows):
+        if wanted[index]:
+            duration_s = float(scan.figures["duration_s"][index])
+            cut = cut_recording(row, duration_s=duration_s, window_s=MAX_CLIP_S, fits=fits)
+            scan.columns["loses_segments"][index] = bool(cut.rejected)
+            if cut.rejected and not cut.windows:
+                scan.columns["figures"]["code"][index] = cut.rejected[0].code
+                scan.details[index] = cut.rejected[0].message
+
+
+def _num_workers(num_clips: int) -> int:
+    return 0 if num_clips < FEW_CLIPS else os.cpu_count() or 1
