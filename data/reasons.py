@@ -18,6 +18,7 @@ class Reason(Enum):
     AUDIO_TRUNCATED = ("A03", "the audio is shorter than the manifest says")
     AUDIO_CORRUPT = ("A04", "the audio cannot be decoded")
     AUDIO_NOT_FINITE = ("A05", "the audio holds NaN or infinite samples")
+    AUDIO_SILENT = ("A06", "the audio is silent, and yet has a text")
     AUDIO_SAMPLING_RATE = ("A08", "the sampling rate is outside 4 to 192 kHz")
     AUDIO_CHANNELS = ("A09", "the audio has more than 8 channels")
     AUDIO_TOO_LONG = ("A10", "the clip is longer than the 30 s window")

@@ -133,7 +133,8 @@ def test_thirty_seconds_at_any_rate_pass_to_the_end(
     rate: int, num_samples: int, tmp_path: Path, write_manifest: Callable[..., Path], builder: LabelBuilder
 ) -> None:
     """What is admitted here must also fit the plan and the window later; half a sample must not stop a run."""
-    soundfile.write(tmp_path / "clip.wav", np.zeros(num_samples, np.int16), rate)
+    soundfile.write(tmp_path / "clip.wav", tone(num_samples / rate, sampling_rate=rate), rate)
+    assert soundfile.info(tmp_path / "clip.wav").frames == num_samples
     clips = _open(write_manifest([{"audio": "clip.wav", "text": "x", "language": "en"}]), builder, on_bad="strict")
     plan = EpochPlan(clips.durations_s, every_clip(1), windows=full_windows(), size=BatchSize(1), seed=0)
     assert [update.num_frames for update in plan.updates(0)] == [3000]
@@ -243,6 +244,30 @@ def test_a_manifest_that_lies_about_the_duration_is_found_when_the_clip_is_read(
     record = ClipReader(clips.rows, cache_gib=0).read(0)
     assert isinstance(record, Rejected)
     assert (record.code, record.line) == (code, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_silent"),
+    [("zeros", True), ("offset", True), ("hiss", True), ("whisper", False), ("one word", False)],
+)
+def test_silence_is_not_taught_words(
+    kind: str, is_silent: bool, tmp_path: Path, write_manifest: Callable[..., Path], builder: LabelBuilder
+) -> None:
+    """A clip with a text must reach -60 dBFS, and a constant offset is no sound; one without speech may be silent."""
+    noise = np.random.default_rng(0).standard_normal(32_000)
+    word = np.where(np.arange(32_000) // 1600 == 7, 0.05, 0.0) * noise  # a tenth of a second in two
+    samples = {"zeros": 0 * noise, "offset": 0 * noise + 0.5, "hiss": 5e-4 * noise, "whisper": 2e-3 * noise}
+    soundfile.write(tmp_path / "clip.wav", samples.get(kind, word), 16_000, subtype="FLOAT")
+    row = {"audio": "clip.wav", "language": "en"}
+    rows = [{**row, "id": "said", "text": "x"}, {**row, "id": "not", "no_speech": True}]
+    clips = _open(write_manifest(rows), builder, on_bad="strict")  # found when it is heard
+    reader = ClipReader(clips.rows, cache_gib=0.01)
+    found = reader.read(0)
+    assert isinstance(found, Rejected) == is_silent
+    if isinstance(found, Rejected):
+        assert (found.code, found.line) == ("A06", 1)
+        assert reader.read(0) is found
+    assert isinstance(reader.read(1), np.ndarray)
 
 
 def test_a_part_of_a_file_is_read_as_that_part(

@@ -419,13 +419,14 @@ def test_packs_lose_no_second_and_mix_nothing(corpus: Path, builder: LabelBuilde
     assert (np.diff(packed.bounds) > 0).all()
 
 
+LEVEL = 500  # of the first second, as a 16-bit number; the second is twice as high
 SEGMENTS = [(0.0, 12.0, "a"), (12.0, 28.0, "b"), (29.0, 41.0, "c"), (41.0, 44.0, "d"), (44.5, 60.0, "e")]
 
 
 @pytest.fixture
 def recording(tmp_path: Path, write_manifest: Callable[..., Path]) -> Path:
     """A minute in which each second has a level of its own; the segment at 29 s straddles the border of the window."""
-    samples = np.repeat(np.arange(1, 61), 16_000).astype(np.int16)
+    samples = np.repeat(LEVEL * np.arange(1, 61), 16_000).astype(np.int16)
     soundfile.write(tmp_path / "talk.wav", samples, 16_000)
     segments = [{"start": start, "end": end, "text": text} for start, end, text in SEGMENTS]
     row = {"id": "talk", "audio": "talk.wav", "text": "all of it", "language": "en", "segments": segments}
@@ -453,10 +454,10 @@ def test_a_recording_becomes_windows_and_no_second_is_lost(
                 said[clip] = _said(batch, i)
                 assert batch.input_features.shape[-1] == 3000
     for _, samples in heard:
-        levels, counts = np.unique(samples, return_counts=True)
+        levels, counts = np.unique(samples // LEVEL, return_counts=True)
         seconds[int(levels[0])] = int(counts.sum())
         assert (np.diff(samples) >= 0).all()
-    all_levels = np.concatenate([samples for _, samples in heard])
+    all_levels = np.concatenate([samples // LEVEL for _, samples in heard])
     assert set(all_levels.tolist()) == set(range(1, 61))  # each second of the minute, whatever the labels
     if timestamp_share:
         # The first two are heard to their ends, and end with the start of the segment that goes on behind them.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 import data.reader
 from data.audio import load_waveform
@@ -16,7 +18,7 @@ from data.labels import LabelBuilder
 from data.reader import ClipReader
 from data.reasons import Rejected
 from data.rows import JoinedRows
-from data.sources import Source
+from data.sources import Source, read_source
 
 
 @pytest.fixture
@@ -75,3 +77,21 @@ def test_sixteen_bits_are_exact_for_files_of_sixteen_bits(rows: JoinedRows) -> N
         np.testing.assert_allclose(first, load_waveform(row.audio), atol=0.5 / 32767 + 1e-7)  # type: ignore[arg-type]
         for _ in range(3):
             np.testing.assert_array_equal(reader.read(i), first)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("level", [0.0, 0.25, 5e-4])
+def test_silence_that_has_a_text_is_left_out(level: float, tmp_path: Path) -> None:
+    """A06: zeros, a constant offset, and noise under -60 dBFS; without a text they are what they are said to be."""
+    noise = np.random.default_rng(0).normal(0, 5e-4, 16_000).astype(np.float32)
+    waveform = noise if level == 5e-4 else np.full(16_000, level, np.float32)
+    soundfile.write(tmp_path / "quiet.wav", waveform, 16_000, subtype="FLOAT")
+    rows = [
+        {"id": "said", "audio": "quiet.wav", "text": "one", "language": "en"},
+        {"id": "unsaid", "audio": "quiet.wav", "no_speech": True, "language": "en"},
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    reader = ClipReader(JoinedRows([read_source(Source(str(tmp_path / "train.jsonl")))]), cache_gib=0.0)
+    found = reader.read(0)
+    assert isinstance(found, Rejected)
+    assert found.code == "A06"
+    assert isinstance(reader.read(1), np.ndarray)

@@ -142,7 +142,7 @@ def _encode_opus(waveform: NDArray[np.float64], job: ClipJob) -> None:
     """Write Ogg/Opus; a fixed stream number keeps the bytes the same from run to run."""
     stream_number = zlib.crc32(job.clip_id.encode()) & 0x7FFFFFFF
     command = [find_tool("opusenc", "opus-tools"), "--quiet", "--speech", "--bitrate", str(BITRATE_KBPS)]
-    command += ["--framesize", "40", "--padding", "0", "--discard-comments", "--serial", str(stream_number)]
+    command += ["--framesize", "60", "--padding", "0", "--discard-comments", "--serial", str(stream_number)]
     command += ["--raw", "--raw-rate", str(SAMPLING_RATE), "--raw-chan", "1", "--raw-bits", "16", "-", str(job.path)]
     _run(command, (waveform * 32767).round().astype("<i2").tobytes())
 
