@@ -1,7 +1,7 @@
 """Clips of a Hugging Face data set: memory-mapped, or as a stream; the audio is decoded by us.
 
-The same code reads a data set of the hub by its name and a local folder in the same form (Parquet with audio bytes,
-audiofolder).
+The same code reads a data set of the hub by its name and a local folder in the same form (Parquet with audio
+bytes). A folder of audio with metadata, and tar shards, have readers of their own, which need no torchcodec.
 """
 
 from __future__ import annotations
