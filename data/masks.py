@@ -72,7 +72,8 @@ def hide(log_mel: Tensor, bins: Tensor, frames: Tensor, num_heard: Tensor) -> Te
         (B, M, F) float32; hidden cells hold the mean of the frames in which their clip is heard.
     """
     heard = torch.arange(log_mel.shape[2], device=log_mel.device) < num_heard[:, None]
-    total = (log_mel * heard[:, None]).sum(dim=(1, 2))
+    # One axis after the other: a sum over both is shared out over threads, and rounds as their number has it.
+    total = (log_mel * heard[:, None]).sum(dim=2).sum(dim=1)
     fill = total / (num_heard * log_mel.shape[1]).clamp_min(1)
     hidden = (bins[:, :, None] & heard[:, None]) | frames[:, None]
     return torch.where(hidden, fill[:, None, None], log_mel)
