@@ -33,7 +33,7 @@ from data.features import LogMel
 from data.label_modes import LabelSettings
 from data.labels import LabelBuilder
 from data.loaders import ClipRecipe, UpdateDataset
-from data.mixture import MixtureSettings, build_mixture
+from data.mixture import every_clip
 from data.plan import BatchSize, EpochPlan, Position
 from data.reader import ClipReader
 from data.sources import Source
@@ -100,17 +100,7 @@ def measure_manifest() -> dict[str, Any]:
         clips = open_clips([Source(str(root / "train.jsonl"))], builder, on_bad="strict", max_bad_share=0.0)
         opened_s = time.perf_counter() - start
         start = time.perf_counter()
-        mixture = build_mixture(
-            clips.durations_s,
-            clips.languages,
-            clips.source_of,
-            clips.no_speech,
-            names=["train"],
-            weights=[1.0],
-            is_replay=[False],
-            settings=MixtureSettings(),
-            seed=0,
-        )
+        mixture = every_clip(len(clips))
         plan = EpochPlan(clips.durations_s, mixture, windows=Windows(EDGES_S), size=BatchSize(16), seed=0)
         recipe = ClipRecipe(builder, LabelSettings(), LogMel(80), Augmentation(), NO_RECORDINGS, 0, 0)
         dataset = UpdateDataset(clips, plan, ClipReader(clips.rows, cache_gib=0.0), recipe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from data.rows import JoinedRows, Row, RowTable, encoded, reject_row
 from data.sources import Source, read_source
 
 SILENT_LEVEL = 1e-3  # -60 dBFS
+Faults = dict[int, tuple[Reason, str]]
+"""Place of a row in its table, and why it cannot be used."""
 PROBES_AT_ONCE = 4096  # rows whose length is looked up between two looks at the memory
 
 
@@ -71,10 +72,6 @@ class Clips:
         """Return the places of a clip's rows."""
         return range(int(self.bounds[clip]), int(self.bounds[clip + 1]))
 
-    def clip_of(self, row: int) -> int:
-        """Return the place of the clip that holds a row."""
-        return int(np.searchsorted(self.bounds, row, side="right")) - 1
-
 
 def load_row(row: Row, *, max_duration_s: float | None = float(MAX_WINDOW_S)) -> Waveform:
     """Decode the clip of a row, (num_samples,) float32 at 16 kHz.
@@ -118,16 +115,37 @@ def open_clips(
         ValueError: if too much of a source is bad, with file, line and reason of the first few.
         FileNotFoundError: if a source does not exist.
     """
-    tables: list[RowTable] = []
-    ingest: list[Ingest] = []
-    for source in sources:
-        read = read_source(source)
-        checked = check_rows(read, label_builder, max_duration_s)
-        found = Ingest.of(read, checked)
-        admit(found, on_bad=on_bad, max_bad_share=max_bad_share)
-        tables.append(_cap(checked, source))
-        ingest.append(found)
-    return join_tables(tables, label_builder, pack=pack, max_duration_s=max_duration_s, ingest=ingest)
+    opened = [
+        open_source(source, label_builder, on_bad=on_bad, max_bad_share=max_bad_share, max_duration_s=max_duration_s)
+        for source in sources
+    ]
+    return join_tables(
+        [table for table, _ in opened],
+        label_builder,
+        pack=pack,
+        max_duration_s=max_duration_s,
+        ingest=[account for _, account in opened],
+    )
+
+
+def open_source(
+    source: Source,
+    label_builder: LabelBuilder,
+    *,
+    on_bad: str,
+    max_bad_share: float,
+    max_duration_s: float = float(MAX_WINDOW_S),
+) -> tuple[RowTable, Ingest]:
+    """Read one source; see `open_clips`.
+
+    Returns:
+        Its rows, each with its length, up to the source's cap; and what became of its lines.
+    """
+    read, faults = find_durations(read_source(source))
+    checked = _check(read, faults, label_builder, max_duration_s)
+    account = Ingest.of(read, checked)
+    admit(account, on_bad=on_bad, max_bad_share=max_bad_share)
+    return _cap(checked, source), account
 
 
 def join_tables(
@@ -147,7 +165,13 @@ def join_tables(
 
 def check_rows(table: RowTable, label_builder: LabelBuilder, max_duration_s: float = float(MAX_WINDOW_S)) -> RowTable:
     """Return the rows that can be used, each with its length; recordings with segments become their windows."""
-    durations_s, faults = _find_durations(table)
+    return _check(*find_durations(table), label_builder, max_duration_s)
+
+
+def _check(table: RowTable, faults: Faults, label_builder: LabelBuilder, max_duration_s: float) -> RowTable:
+    """Check rows whose lengths are known, but for those that have a fault already."""
+    durations_s = table.durations_s
+    faults = dict(faults)
     is_long = np.round((durations_s - max_duration_s) * SAMPLING_RATE) > 0
     is_recording = (table.num_segments > 0) | (is_long & table.column("no_speech").astype(bool))
     for i in np.flatnonzero(is_long & ~is_recording):
@@ -161,26 +185,23 @@ def check_rows(table: RowTable, label_builder: LabelBuilder, max_duration_s: flo
     stored: list[int | None] = []
     for i in np.flatnonzero(is_recording):
         if int(i) not in faults:
-            parts, lost = _cut(table[int(i)], float(durations_s[i]), max_duration_s, label_builder)
+            parts, lost = _cut(table[int(i)], max_duration_s, label_builder)
             windows += parts
             stored += [table.table["stored"][int(i)].as_py()] * len(parts)
             rejected += lost
     is_kept = ~is_recording
     is_kept[list(faults)] = False
-    place = table.table.schema.get_field_index("duration_s")
-    kept = table.table.set_column(place, "duration_s", pa.array(durations_s)).filter(pa.array(is_kept))
+    kept = table.table.filter(pa.array(is_kept))
     if windows:
         kept = pa.concat_tables([kept, table_of_rows(windows, stored)]).unify_dictionaries()
         kept = kept.take(pa.array(np.argsort(kept["line"].to_numpy(), kind="stable")))
     return table.replace(kept, [*table.rejected, *rejected])
 
 
-def _cut(
-    row: Row, duration_s: float, max_duration_s: float, label_builder: LabelBuilder
-) -> tuple[list[Row], list[Rejected]]:
+def _cut(row: Row, max_duration_s: float, label_builder: LabelBuilder) -> tuple[list[Row], list[Rejected]]:
     """Return the windows of a recording, and what is lost of it."""
-    row = dataclasses.replace(row, duration_s=duration_s)
-    cut = cut_recording(row, duration_s=duration_s, window_s=max_duration_s, fits=label_builder.fits_window)
+    assert row.duration_s is not None, "looked up before"
+    cut = cut_recording(row, duration_s=row.duration_s, window_s=max_duration_s, fits=label_builder.fits_window)
     windows: list[Row] = []
     lost = list(cut.rejected)
     for window in cut.windows:
@@ -192,10 +213,10 @@ def _cut(
     return windows, lost
 
 
-def _find_durations(table: RowTable) -> tuple[npt.NDArray[np.float64], dict[int, tuple[Reason, str]]]:
+def find_durations(table: RowTable) -> tuple[RowTable, Faults]:
     """Look up the length of rows whose source does not say it; also return what is wrong with those that have none."""
     durations_s = table.durations_s.copy()
-    faults: dict[int, tuple[Reason, str]] = {}
+    faults: Faults = {}
     unknown = np.flatnonzero(np.isnan(durations_s))
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(unknown), PROBES_AT_ONCE):
@@ -205,19 +226,19 @@ def _find_durations(table: RowTable) -> tuple[npt.NDArray[np.float64], dict[int,
                     faults[int(i)] = (found.reason, found.detail)
                 else:
                     durations_s[i] = found
-    return durations_s, faults
+    place = table.table.schema.get_field_index("duration_s")
+    known = table.table.set_column(place, "duration_s", pa.array(durations_s))
+    return table.replace(known, table.rejected), faults
 
 
 def _probe(row: Row) -> float | AudioError:
     try:
-        return probe_duration_s(encoded(row.audio), offset_s=row.offset_s, max_duration_s=None, name=str(row.audio))
+        return probe_duration_s(encoded(row.audio), offset_s=row.offset_s, name=str(row.audio))
     except AudioError as e:
         return e
 
 
-def _find_text_faults(
-    table: RowTable, is_looked_at: npt.NDArray[np.bool_], label_builder: LabelBuilder
-) -> dict[int, tuple[Reason, str]]:
+def _find_text_faults(table: RowTable, is_looked_at: npt.NDArray[np.bool_], label_builder: LabelBuilder) -> Faults:
     """Build the labels of rows that a look at whole columns cannot clear, and return what is wrong with them."""
     text, prompt = table.table["text"], table.table["prompt"]
     may_hold_control = pc.or_(pc.match_substring(text, "<|"), pc.match_substring(prompt, "<|")).to_numpy()
@@ -225,7 +246,7 @@ def _find_text_faults(
     foreign = [language for language in np.unique(languages) if not label_builder.knows(str(language))]
     doubtful = pc.binary_length(text).to_numpy() > label_builder.max_sure_bytes
     doubtful |= may_hold_control | np.isin(languages, foreign)
-    faults: dict[int, tuple[Reason, str]] = {}
+    faults: Faults = {}
     for i in np.flatnonzero(doubtful & is_looked_at):
         try:
             label_builder.verify(table[int(i)])

@@ -34,18 +34,18 @@ class Ingest:
     accepted_s: float
     """Seconds of the lines that are accepted."""
     quarantined_s: float
-    """Seconds of those that are not, as far as the source says them."""
+    """Seconds of those that are not, as far as they are known."""
 
     @classmethod
     def of(cls, read: RowTable, checked: RowTable) -> Ingest:
         """Make the account of a source.
 
         Args:
-            read: the rows as they were read.
+            read: the rows as they were read, with their lengths where those could be found.
             checked: those that can be used, and all that cannot in `rejected`.
         """
         lines = np.unique(checked.column("line"))
-        stated_s = read.durations_s[~np.isin(read.column("line"), lines)]
+        lost_s = read.durations_s[~np.isin(read.column("line"), lines)]
         accepted = set(lines.tolist())
         lost = {record.line: record for record in checked.rejected if record.line not in accepted}
         account = cls(
@@ -55,7 +55,7 @@ class Ingest:
             num_rejected=sum(record.is_line_fault for record in lost.values()),
             rejected=tuple(sorted(checked.rejected, key=lambda record: record.line)),
             accepted_s=float(np.nansum(checked.durations_s)),
-            quarantined_s=float(np.nansum(stated_s)),
+            quarantined_s=float(np.nansum(lost_s)),
         )
         assert account.num_accepted + len(lost) == account.num_lines, "each line is accepted or listed"
         return account

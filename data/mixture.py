@@ -76,6 +76,12 @@ class Mixture:
         return np.concatenate(parts)
 
 
+def every_clip(num_clips: int, *, seed: int = 0) -> Mixture:
+    """Return the mixture that takes each of so many clips once in an epoch."""
+    group = Group("all", "all", np.arange(num_clips), hours=0.0, num_draws=float(num_clips), is_replay=False)
+    return Mixture([group], seed=seed)
+
+
 def build_mixture(
     durations_s: npt.NDArray[np.float64],
     languages: npt.NDArray[np.str_],

@@ -130,8 +130,11 @@ class RowTable(Sequence[Row]):
 
     def _build(self, fields: dict[str, Any]) -> Row:
         place = fields.pop("stored")
-        stored = place is not None and self._open_stored is not None
-        fields["audio"] = self._open_stored(place) if stored and self._open_stored else Path(fields["audio"])
+        if place is None:
+            fields["audio"] = Path(fields["audio"])
+        else:
+            assert self._open_stored is not None, "a table of stored clips comes with what opens them"
+            fields["audio"] = self._open_stored(place)
         fields["segments"] = tuple(Segment(**segment) for segment in fields["segments"] or ())
         return Row(manifest=self.path, **fields)
 

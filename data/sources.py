@@ -72,6 +72,8 @@ class Source:
             raise ValueError(f"weight={self.weight} of {self.path} must be above 0; leave the source out instead")
         if (self.max_clips is not None and self.max_clips < 1) or (self.max_hours is not None and self.max_hours <= 0):
             raise ValueError(f"max_clips and max_hours of {self.path} must be above 0")
+        if self.streaming and (self.max_clips, self.max_hours) != (None, None):
+            raise ValueError(f"max_clips and max_hours of {self.path} need a source that is counted: streaming=false")
         if self.streaming and self.resolved_format() not in ("hub", "shards"):
             raise ValueError(f"streaming=true of {self.path} needs format=hub or tar shards")
 
@@ -118,7 +120,10 @@ def read_source(source: Source) -> RowTable:
     """
     kind = source.resolved_format()
     if source.streaming:
-        raise ValueError(f"streaming=true of {source.path} is for training sources only; leave it out here")
+        raise ValueError(
+            f"streaming=true of {source.path} is for training sources only, and not with model=scratch, whose "
+            "vocabulary needs all texts; leave it out"
+        )
     if kind == "shards":
         table = _read_shards(source)
     elif kind == "hub":

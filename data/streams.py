@@ -11,160 +11,25 @@ import dataclasses
 import json
 import queue
 import threading
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-from datasets import IterableDataset
 
 from data.batches import BadRow
-from data.dataset import check_rows, join_tables
-from data.hub import audio_bytes, open_dataset, pick
-from data.ingest import Ingest, admit
+from data.dataset import join_tables, open_source
+from data.feeds import Feed, HubFeed, TableFeed
 from data.loaders import ClipRecipe, ClipSpeeds, UpdateBatches, UpdateDataset
-from data.mixture import Group, Mixture, MixtureSettings
+from data.mixture import MixtureSettings, every_clip
 from data.plan import BatchSize, EpochPlan, Position
 from data.reader import ClipReader
-from data.records import Record, RowTableBuilder
-from data.rows import RowTable
-from data.sources import Source, read_source, replace_texts
+from data.reasons import Rejected
+from data.sources import Source
 from data.windows import Windows
 
-FEED_STREAM = 7  # first word of the seed; 1 to 6 are those of clips, order, speed, rounds, labels and silence
+Lines = TypeVar("Lines", int, npt.NDArray[np.int64])
 KEY_BITS = 40  # of a row's key: its line below, its source above
-SHARD_LINES = 10**7  # line 20000017 is row 17 of the third shard, in whatever order the shards come
-
-
-@dataclass(frozen=True)
-class HeldAudio:
-    """An encoded clip in memory."""
-
-    content: bytes
-    name: str
-
-    def read(self) -> bytes:
-        """Return the encoded bytes."""
-        return self.content
-
-    def __str__(self) -> str:
-        return self.name
-
-
-class TableFeed:
-    """The rows of a source that is not a stream, in rounds, each in an order of its own."""
-
-    def __init__(self, table: RowTable, *, seed: int, place: int) -> None:
-        """Remember the rows; `place` is the source's among all."""
-        self.table = table
-        self._key = (FEED_STREAM, seed, place)
-        self.cycle = 0
-        self.index = 0
-
-    def state(self) -> dict[str, Any]:
-        """Return where it stands."""
-        return {"cycle": self.cycle, "index": self.index}
-
-    def seek(self, state: Mapping[str, Any]) -> None:
-        """Go where it stood."""
-        self.cycle, self.index = state["cycle"], state["index"]
-
-    def take(self, count: int) -> RowTable:
-        """Return the next rows."""
-        parts: list[npt.NDArray[np.int64]] = []
-        while count > 0:
-            order = np.random.default_rng([*self._key, self.cycle]).permutation(len(self.table))
-            parts.append(order[self.index : self.index + count])
-            count -= len(parts[-1])
-            self.index += len(parts[-1])
-            if self.index == len(order):
-                self.cycle, self.index = self.cycle + 1, 0
-        # What was found bad when the table was opened is reported once, then.
-        return self.table.replace(self.table.table.take(np.concatenate(parts)), ())
-
-
-class HubFeed:
-    """The rows of a streamed data set, shard by shard, the shards in another order each time."""
-
-    def __init__(self, source: Source, *, seed: int, place: int) -> None:
-        """Open the stream; nothing is read yet."""
-        self.source = source
-        dataset, self.column = open_dataset(source.hub(), source.columns, streaming=True)
-        assert isinstance(dataset, IterableDataset)
-        self.dataset = dataset
-        self._key = (FEED_STREAM, seed, place)
-        self.cycle = 0
-        self.shard = 0
-        self.row = 0
-        self._shard_id = 0
-        self._stream: IterableDataset | None = None
-        self._examples: Iterator[Mapping[str, Any]] = iter(())
-        self._open_shard()
-
-    @property
-    def num_shards(self) -> int:
-        """Pieces that can come in any order."""
-        return max(1, int(self.dataset.num_shards))
-
-    def state(self) -> dict[str, Any]:
-        """Return where it stands."""
-        assert self._stream is not None
-        return {"cycle": self.cycle, "shard": self.shard, "row": self.row, "stream": self._stream.state_dict()}
-
-    def seek(self, state: Mapping[str, Any]) -> None:
-        """Go where it stood."""
-        self.cycle, self.shard, self.row = state["cycle"], state["shard"], state["row"]
-        self._open_shard(state["stream"])
-
-    def take(self, count: int, *, left_out: Container[int] = ()) -> RowTable:
-        """Return the next rows but for those whose line is left out.
-
-        Raises:
-            ValueError: if the data set has none at all.
-        """
-        held: list[HeldAudio] = []
-        name = self.source.hub().name
-        builder = RowTableBuilder(Path(name), defaults=self.source.defaults())
-        is_empty = False
-        while count > 0:
-            example = next(self._examples, None)
-            if example is None:
-                if is_empty and self.shard + 1 == self.num_shards:
-                    raise ValueError(f"{name} is empty")
-                is_empty = is_empty or self.shard == 0
-                self._next_shard()
-                continue
-            is_empty = False
-            self.row += 1
-            count -= 1
-            line = self._shard_id * SHARD_LINES + self.row
-            if line in left_out:
-                continue
-            fields = {key: value for key, value in example.items() if key != self.column}
-            held.append(HeldAudio(audio_bytes(example[self.column]), f"{name} shard {self._shard_id} row {self.row}"))
-            fields = {**pick(fields, self.source.columns), "audio": str(held[-1]), "stored": len(held) - 1}
-            builder.add(replace_texts(Record(line, fields), self.source.replace))
-        return builder.build(open_stored=held.__getitem__)
-
-    def _next_shard(self) -> None:
-        self.shard, self.row = self.shard + 1, 0
-        if self.shard == self.num_shards:
-            self.cycle, self.shard = self.cycle + 1, 0
-        self._open_shard()
-
-    def _open_shard(self, state: dict[str, Any] | None = None) -> None:
-        order = np.random.default_rng([*self._key, self.cycle]).permutation(self.num_shards)
-        self._shard_id = int(order[self.shard])
-        self._stream = self.dataset.shard(self.num_shards, self._shard_id)
-        if state is not None:
-            self._stream.load_state_dict(state)
-        self._examples = iter(self._stream)
-
-
-Feed = TableFeed | HubFeed
 
 
 class StreamDataset:
@@ -216,22 +81,26 @@ class StreamDataset:
         self.max_bad_share = max_bad_share
         self.rank = rank
         self.counts = _share_block(sources, num_replay, mixture.replay_share, block_clips)
-        self.feeds: list[Feed] = [
-            HubFeed(source, seed=recipe.seed, place=i)
-            if source.streaming and source.resolved_format() == "hub"
-            else TableFeed(self._open_table(source), seed=recipe.seed, place=i)
-            for i, source in enumerate(sources)
-        ]
-        self._left_out: set[int] = set()
+        self._refused: list[Rejected] = []
+        self.feeds = [self._open_feed(place, source) for place, source in enumerate(sources)]
+        self._unreadable: set[int] = set()
         self._num_lines = 0
         self._num_bad = 0
 
-    def _open_table(self, source: Source) -> RowTable:
+    def _open_feed(self, place: int, source: Source) -> Feed:
+        seed, label_builder = self.recipe.seed, self.recipe.label_builder
+        if source.streaming and source.resolved_format() == "hub":
+            return HubFeed(source, label_builder, seed=seed, place=place)
         # Tar shards are found by their headers and read where they lie: as good as a stream, and in any order.
-        table = read_source(dataclasses.replace(source, streaming=False))
-        checked = check_rows(table, self.recipe.label_builder)
-        admit(Ingest.of(table, checked), on_bad=self.on_bad, max_bad_share=self.max_bad_share)
-        return checked
+        whole = dataclasses.replace(source, streaming=False)
+        table, account = open_source(whole, label_builder, on_bad=self.on_bad, max_bad_share=self.max_bad_share)
+        self._refused += account.rejected
+        return TableFeed(table, seed=seed, place=place)
+
+    @property
+    def refused(self) -> tuple[Rejected, ...]:
+        """Lines of the sources that are no streams which were left out when they were opened."""
+        return tuple(self._refused)
 
     @property
     def num_rows(self) -> int:
@@ -246,8 +115,8 @@ class StreamDataset:
         ]
 
     def leave_out(self, rows: Iterable[int]) -> None:
-        """Never use the rows with these keys: they were found bad before the run was taken up again."""
-        self._left_out = set(rows)
+        """Never read the rows with these keys again: they were found bad before the run was taken up again."""
+        self._unreadable = set(rows)
 
     def open(self, start: Position, *, num_workers: int | None, pin_memory: bool) -> Iterator[UpdateBatches]:
         """Read updates without end, in a thread that reads ahead; `num_workers` has no meaning for a stream."""
@@ -292,7 +161,7 @@ class StreamDataset:
                 feed.seek(state)
         while True:
             state, epoch = self._state(), min(feed.cycle for feed in self.feeds)
-            block, rejected = self._read_block(position.block)
+            block, rejected = self._read_block()
             after = Position(min(feed.cycle for feed in self.feeds), 0, position.block + 1, self._state())
             num_updates = 0 if block is None else len(block.updates_of(position.block))
             for i in range(position.update, num_updates):
@@ -300,6 +169,7 @@ class StreamDataset:
                 following = after if i + 1 == num_updates else Position(epoch, i + 1, position.block, state)
                 # The block's number stands for the epoch, so that each block is shuffled and augmented in its own way.
                 batches = block[Position(position.block, i)].micro_batches
+                self._unreadable |= {bad.key for batch in batches for bad in batch.rejected}
                 found = tuple(rejected) if i == 0 else ()
                 yield UpdateBatches(batches, Position(epoch, i, position.block, state), following, found)
             position = after
@@ -307,43 +177,37 @@ class StreamDataset:
     def _state(self) -> str:
         return json.dumps([feed.state() for feed in self.feeds])
 
-    def _read_block(self, number: int) -> tuple[UpdateDataset | None, list[BadRow]]:
-        tables: list[RowTable] = []
-        keys: list[npt.NDArray[np.int64]] = []
-        rejected: list[BadRow] = []
-        for place, (feed, count) in enumerate(zip(self.feeds, self.counts, strict=True)):
-            left_out = {key - (place << KEY_BITS) for key in self._left_out}
-            if isinstance(feed, HubFeed):
-                table = check_rows(feed.take(count, left_out=left_out), self.recipe.label_builder)
-                rejected += [BadRow((place << KEY_BITS) + record.line, record) for record in table.rejected]
-            else:
-                table = feed.take(count)
-                wanted = ~np.isin(table.column("line"), list(left_out))
-                table = table.replace(table.table.filter(pa.array(wanted)), ())
-            tables.append(table)
-            keys.append((place << KEY_BITS) + table.column("line").astype(np.int64))
-            self._num_lines += count
-        self._left_out |= {bad.key for bad in rejected}
+    def _read_block(self) -> tuple[UpdateDataset | None, list[BadRow]]:
+        tables = [feed.take(count) for feed, count in zip(self.feeds, self.counts, strict=True)]
+        rejected = [
+            BadRow(_key(place, record.line), record) for place, table in enumerate(tables) for record in table.rejected
+        ]
+        self._num_lines += sum(self.counts)
         self._num_bad += len(rejected)
         self._verify_share(rejected)
         clips = join_tables(tables, self.recipe.label_builder, pack=self.pack)
         if len(clips) == 0:
             return None, rejected
-        # A block is small, so it is mixed as it was counted out: each row once.
-        every = Group("", "", np.arange(len(clips)), clips.audio_s / 3600, float(len(clips)), is_replay=False)
+        keys = np.concatenate(
+            [_key(place, table.column("line").astype(np.int64)) for place, table in enumerate(tables)]
+        )
         augmentation, seed = self.recipe.augmentation, self.recipe.seed
         plan = EpochPlan(
             clips.durations_s,
-            Mixture([every], seed=seed),
+            every_clip(len(clips), seed=seed),
             windows=self.windows,
             size=self.size,
             seed=seed,
             speeds=ClipSpeeds(augmentation, clips.durations_s, seed) if augmentation.speed_share > 0.0 else None,
         )
         reader = ClipReader(clips.rows, cache_gib=0.0)
-        return UpdateDataset(clips, plan, reader, self.recipe, rank=self.rank, keys=np.concatenate(keys)), rejected
+        # They stay in the plan: what one rank could not read, or a run not before it was taken up again, must not
+        # change the make-up of a block for the others.
+        reader.leave_out(np.flatnonzero(np.isin(keys, list(self._unreadable))).tolist())
+        return UpdateDataset(clips, plan, reader, self.recipe, rank=self.rank, keys=keys), rejected
 
     def _verify_share(self, rejected: Sequence[BadRow]) -> None:
+        """Stop here, not in the loop: a stream of nothing but bad rows never gives an update."""
         share = self._num_bad / max(1, self._num_lines)
         if rejected and (self.on_bad == "strict" or (self.on_bad == "quarantine" and share > self.max_bad_share)):
             raise ValueError(
@@ -351,6 +215,10 @@ class StreamDataset:
                 f"dataset.max_bad_share={self.max_bad_share:g} or dataset.on_bad=strict allow; the latest: "
                 f"{rejected[-1].record}"
             )
+
+
+def _key(place: int, line: Lines) -> Lines:
+    return (place << KEY_BITS) + line
 
 
 def _share_block(sources: Sequence[Source], num_replay: int, replay_share: float, block_clips: int) -> list[int]:

@@ -125,13 +125,6 @@ def fake_batch(num_clips: int, *, num_frames: int = 100, seed: int = 0, first_cl
     return collate(features, labels, clips=clips, audio_s=num_clips * num_frames / 100, pad_id=256)
 
 
-def every_clip(num_clips: int, *, seed: int = 0):
-    """Return a mixture of one group that takes each clip once an epoch."""
-    from data.mixture import Group, Mixture
-
-    return Mixture([Group("all", "en", np.arange(num_clips), 1.0, float(num_clips), is_replay=False)], seed=seed)
-
-
 def _reset_accelerate() -> None:
     from accelerate.state import AcceleratorState, GradientState, PartialState
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import every_clip, tone
+from conftest import tone
 
 import data.dataset
 from data.audio import load_waveform
 from data.dataset import Clips, open_clips
 from data.labels import LabelBuilder
+from data.mixture import every_clip
 from data.plan import BatchSize, EpochPlan
 from data.reader import ClipReader
 from data.reasons import Rejected

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from conftest import tone
 
 from data.dataset import Clips, open_clips
 from data.ingest import Ingest, admit, admit_all
@@ -204,3 +205,18 @@ def test_held_out_sets_must_be_whole(write_clip: Callable[..., Path], write_mani
     holed = read_source(Source(str(write_manifest([GOOD, _line(id="x", audio="none.wav")], "holed.jsonl"))))
     with pytest.raises(ValueError, match=r"holed\.jsonl:2: \[A01\]"):
         admit_all([whole, holed])
+
+
+def test_hours_of_lines_that_do_not_state_them_count(tmp_path: Path, tokenizer) -> None:
+    """One line of two hundred is lost, and with it most of the hours: its length is known once it was looked up."""
+    soundfile.write(tmp_path / "short.wav", tone(0.2), 16_000)
+    soundfile.write(tmp_path / "long.wav", np.tile(tone(10.0), 12), 16_000)
+    rows = [{"audio": "short.wav", "id": f"{i}", "text": "one", "language": "en"} for i in range(199)]
+    rows.append({"audio": "long.wav", "id": "long", "text": "one", "language": "en"})
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    builder = LabelBuilder(tokenizer, max_positions=448)
+    with pytest.raises(ValueError, match="of the lines or of the hours"):
+        open_clips([Source(str(path))], builder, on_bad="quarantine", max_bad_share=0.01)
+    account = open_clips([Source(str(path))], builder, on_bad="report", max_bad_share=0.01).ingest[0]
+    assert account.quarantined_s == pytest.approx(120.0)

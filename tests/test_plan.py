@@ -8,10 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import every_clip
 
 from data.augment import Augmentation
 from data.loaders import ClipSpeeds
+from data.mixture import every_clip
 from data.plan import BatchSize, EpochPlan, Position, UpdatePlan
 from data.windows import FULL_FRAMES, Windows, full_windows
 

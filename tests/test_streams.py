@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,7 @@ import soundfile
 import torch
 from conftest import tone
 
+import data.reader
 from data.augment import NO_RECORDINGS, Augmentation
 from data.features import LogMel
 from data.label_modes import LabelSettings
@@ -171,3 +173,52 @@ def test_a_stream_cannot_be_opened_as_a_table_nor_weighed_by_hours(stream, repos
         stream(_source(repository), mixture=MixtureSettings(temperature=2.0))
     with pytest.raises(ValueError, match="needs format=hub"):
         replace(_source(repository), path="x.jsonl", format="jsonl")
+
+
+def _break_late(repository: Path, row: int) -> None:
+    """Make a clip that has a length and cannot be decoded: NaN samples."""
+    path = sorted(repository.rglob("*.parquet"))[0]
+    table = pq.read_table(path).to_pylist()
+    file = io.BytesIO()
+    soundfile.write(file, np.full(16_000, np.nan, np.float32), 16_000, format="WAV", subtype="FLOAT")
+    table[row]["audio"]["bytes"] = file.getvalue()
+    pq.write_table(pa.Table.from_pylist(table), path)
+
+
+def test_a_clip_that_cannot_be_decoded_is_tried_once(stream, repository: Path, monkeypatch) -> None:
+    _break_late(repository, 3)
+    tried: list[str] = []
+    load_row = data.reader.load_row
+    monkeypatch.setattr(
+        data.reader, "load_row", lambda row, **options: (tried.append(row.id), load_row(row, **options))[1]
+    )
+    updates = _read(stream(_source(repository), block_clips=NUM_ROWS), 30)
+    assert updates[-1].position.block > 2
+    assert [bad.record.code for u in updates for bad in u.rejected] == ["A05"]
+    assert Counter(tried)[f"{repository}/train shard 0 row 4"] == 1
+
+
+@pytest.mark.parametrize("at", [3, 5, 8])
+def test_a_run_that_is_taken_up_again_after_bad_clips_goes_on_alike(at: int, stream, repository: Path) -> None:
+    """What is known to be bad must not change the make-up of a block that was begun before it was known."""
+    for row in (1, 6):
+        _break_late(repository, row)
+    whole = _read(stream(_source(repository)), 16)
+    again = stream(_source(repository))
+    again.leave_out([bad.key for update in whole[:at] for bad in update.rejected])
+    assert _keys(_read(again, 16 - at, whole[at - 1].next_position)) == _keys(whole[at:])
+
+
+def test_a_table_beside_a_stream_keeps_its_cap_and_its_account(stream, repository: Path, corpus: Path) -> None:
+    lines = corpus.read_text().splitlines()
+    broken = corpus.with_name("broken.jsonl")
+    broken.write_text("\n".join([*lines, "{nonsense"]))
+    dataset = stream(_source(repository), Source(str(broken), max_clips=3))
+    assert [record.code for record in dataset.refused] == ["M01"]
+    lines_heard = {key & (2**KEY_BITS - 1) for key in _keys(_read(dataset, 40)) if key >> KEY_BITS == 1}
+    assert len(lines_heard) == 3
+
+
+def test_a_stream_has_no_cap(repository: Path) -> None:
+    with pytest.raises(ValueError, match="max_clips"):
+        replace(_source(repository), max_clips=5)

@@ -276,7 +276,7 @@ def _open_training(
         )
         for line in stream.describe():
             logger.info("%s", line)
-        return stream, ()
+        return stream, stream.refused
     clips = open_clips(
         sources,
         recipe.label_builder,
