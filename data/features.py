@@ -47,6 +47,7 @@ class LogMel:
         )
         self._filters = torch.from_numpy(np.ascontiguousarray(filters.T)).float()
         self._window = torch.hann_window(N_FFT)
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, waveform: Waveform, *, num_frames: int) -> Tensor:
         """Compute the features of one clip.
@@ -103,7 +104,10 @@ class LogMel:
         padded[:, :HALF] = padded[:, HALF + 1 : N_FFT + 1].flip(1)
         if is_whole:
             padded[:, -HALF:] = padded[:, -N_FFT - 1 : -HALF - 1].flip(1)
-        window, filters = self._window.to(waveforms.device), self._filters.to(waveforms.device)
+        device = waveforms.device
+        if device not in self._on:  # copied once: a copy from pageable memory waits for the device
+            self._on[device] = self._window.to(device), self._filters.to(device)
+        window, filters = self._on[device]
         spectrum = torch.stft(padded, N_FFT, HOP_LENGTH, window=window, center=False, return_complex=True)
         power = _power(spectrum[:, :, :num_computed])
         log_mel = (filters @ power).clamp_min_(MEL_FLOOR).log10_()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -234,8 +232,7 @@ class UpdateDataset(Dataset[UpdateBatches]):
                 bad.append(BadRow(int(self.keys[member]), found))
             elif found is not None and num_samples + len(found) > max_samples:
                 # Longer than its source says, and so than the window that was planned; it is never cut in silence.
-                stated_s = float(self.clips.rows.durations_s[member])
-                record = self.reader.reject_length(member, len(found) / SAMPLING_RATE, stated_s)
+                record = self.reader.reject_length(member, len(found) / SAMPLING_RATE)
                 bad.append(BadRow(int(self.keys[member]), record))
             elif found is not None:
                 num_samples += len(found)
@@ -290,12 +287,3 @@ def open_updates(
         generator=torch.Generator(),
     )
     return iter(loader)
-
-
-def append_quarantine(path: Path, rejected: Sequence[Rejected]) -> None:
-    """Append records to `quarantine.jsonl`, one JSON object a line."""
-    if rejected:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            for record in rejected:
-                file.write(json.dumps(record.as_record(), ensure_ascii=False) + "\n")

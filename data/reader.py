@@ -66,8 +66,9 @@ class ClipReader:
             self._cache_left -= samples.nbytes
         return (samples / np.float32(INT16_FULL_SCALE)).astype(np.float32)
 
-    def reject_length(self, row: int, found_s: float, stated_s: float) -> Rejected:
+    def reject_length(self, row: int, found_s: float) -> Rejected:
         """Give up a row whose audio is longer than its source says, and so than its window."""
-        detail = f"{found_s:.2f} s found, {stated_s:.2f} s stated"
-        self._failed[row] = reject_row(self.rows[row], Reason.AUDIO_DURATION, detail)
+        found = self.rows[row]
+        detail = f"{found_s:.2f} s found, {found.duration_s:.2f} s stated"
+        self._failed[row] = reject_row(found, Reason.AUDIO_DURATION, detail)
         return self._failed[row]

@@ -12,10 +12,10 @@ import pytest
 import soundfile
 from conftest import tone
 
-from data.loaders import append_quarantine
 from data.reasons import Reason, summarise
 from data.rows import RowTable, Segment
 from data.sources import Source, read_source
+from train.quarantine import append_quarantine
 
 GOOD = {"audio": "clip.wav", "text": "one", "language": "en"}
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from data.dataset import Clips
 from data.labels import LabelBuilder
-from data.loaders import UpdateBatches, UpdateDataset, append_quarantine
+from data.loaders import UpdateBatches, UpdateDataset
 from data.reasons import Rejected
 from data.streams import StreamDataset
 from infer.encoder import WindowedWhisper
@@ -25,7 +25,7 @@ from train.guard import SkipGuard
 from train.half import HalfCopy
 from train.loss import TrainingObjective
 from train.progress import ProgressBar
-from train.quarantine import Quarantine
+from train.quarantine import Quarantine, append_quarantine
 from train.schedule import rate_share
 from train.settings import TrainSettings
 from train.signals import StopSignals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from data.batches import BadRow, SpeechBatch
-from data.loaders import append_quarantine
 from data.reasons import Reason, Rejected, reject, summarise
 
 logger = logging.getLogger(__name__)
@@ -90,3 +90,12 @@ class Quarantine:
     def load_state(self, state: Sequence[Sequence[Any]]) -> None:
         """Read it back."""
         self.known = {int(key): Rejected(**record) for key, record in state}
+
+
+def append_quarantine(path: Path, rejected: Sequence[Rejected]) -> None:
+    """Append records to `quarantine.jsonl`, one JSON object a line."""
+    if rejected:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            for record in rejected:
+                file.write(json.dumps(record.as_record(), ensure_ascii=False) + "\n")

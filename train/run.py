@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +12,13 @@ import torch
 from accelerate import Accelerator
 
 from data.augment import open_recordings
-from data.dataset import Clips, open_clips
+from data.dataset import Clips
 from data.features import LogMel
 from data.labels import LabelBuilder
-from data.loaders import ClipRecipe, ClipSpeeds, UpdateDataset, append_quarantine
-from data.mixture import Mixture, build_mixture, describe_groups
-from data.plan import BatchSize, EpochPlan
-from data.reader import ClipReader
-from data.reasons import Rejected
-from data.sources import Source, read_source
-from data.streams import StreamDataset
+from data.loaders import ClipRecipe
 from train.adapters import choose_trainable, count_parameters, enable_checkpointing
 from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from train.corpus import all_texts, open_training, open_validation
 from train.curves import draw_curves
 from train.ema import WeightAverage
 from train.export import describe_run, export_weights, write_json
@@ -40,6 +34,7 @@ from train.precision import (
     resolve_precision,
     verify_trainable_dtype,
 )
+from train.quarantine import append_quarantine
 from train.runtime import build_accelerator, configure_logging, open_run_dir, seed_everything
 from train.settings import TrainSettings
 from train.step import Updater
@@ -166,7 +161,8 @@ def _build_loop(
     checkpoint: Checkpoint | None,
 ) -> Loop:
     trainer = settings.trainer
-    texts = _all_texts(settings) if settings.model.path is None else []
+    texts = all_texts(settings) if settings.model.path is None else []
+    recordings = open_recordings(settings.augment)  # a missing file is said before gigabytes are loaded
     loaded = load_model(settings.model, texts=texts)
     whisper = loaded.whisper
     choose_trainable(whisper, settings.finetune)
@@ -180,18 +176,20 @@ def _build_loop(
         max_positions=whisper.config.max_target_positions,
         vocabulary_size=whisper.config.vocab_size,
     )
-    validation_clips = _open_validation(settings, label_builder)
+    validation_clips = open_validation(settings, label_builder)
     recipe = ClipRecipe(
         label_builder=label_builder,
         labels=settings.labels,
         log_mel=LogMel(whisper.config.num_mel_bins),
         augmentation=settings.augment,
-        recordings=open_recordings(settings.augment),
+        recordings=recordings,
         pad_id=int(whisper.config.eos_token_id),
         seed=trainer.seed,
         on_device=settings.features.device == "train",
     )
-    dataset, refused = _open_training(settings, recipe, accelerator)
+    dataset, refused = open_training(
+        settings, recipe, rank=accelerator.process_index, world_size=accelerator.num_processes
+    )
     if accelerator.is_main_process:
         quarantine = run_dir / "quarantine.jsonl"
         quarantine.unlink(missing_ok=True)
@@ -227,95 +225,6 @@ def _build_loop(
     return Loop(parts, settings)
 
 
-def _all_texts(settings: TrainSettings) -> list[str]:
-    return [text for source in _training_sources(settings) for text in read_source(source).column("text")]
-
-
-def _training_sources(settings: TrainSettings) -> tuple[Source, ...]:
-    return settings.dataset.sources("train") + settings.dataset.sources("replay")
-
-
-def _open_validation(settings: TrainSettings, label_builder: LabelBuilder) -> Clips | None:
-    sources = settings.dataset.sources("validation")
-    if not sources:
-        logger.warning("dataset.validation= is empty: the last step is exported, not the best")
-        return None
-    # Scored again and again, so never a stream.
-    whole = [dataclasses.replace(source, streaming=False) for source in sources]
-    return open_clips(whole, label_builder, on_bad="strict", max_bad_share=0.0)
-
-
-def _open_training(
-    settings: TrainSettings, recipe: ClipRecipe, accelerator: Accelerator
-) -> tuple[UpdateDataset | StreamDataset, tuple[Rejected, ...]]:
-    """Open the training sources; also return the lines that were left out."""
-    dataset, trainer = settings.dataset, settings.trainer
-    sources = _training_sources(settings)
-    if not dataset.train:
-        raise ValueError("dataset.train= names no source; type dataset.train=train.jsonl")
-    size = BatchSize(
-        clips=trainer.micro_batch_size,
-        accumulation_steps=trainer.accumulation_steps,
-        world_size=accelerator.num_processes,
-        audio_s=trainer.micro_batch_audio_s,
-    )
-    windows = settings.window.windows()
-    if any(source.streaming for source in sources):
-        stream = StreamDataset(
-            sources,
-            recipe,
-            num_replay=len(dataset.replay),
-            mixture=dataset.mixture(),
-            windows=windows,
-            size=size,
-            block_clips=dataset.stream_clips,
-            pack=dataset.pack,
-            on_bad=dataset.on_bad,
-            max_bad_share=dataset.max_bad_share,
-            rank=accelerator.process_index,
-        )
-        for line in stream.describe():
-            logger.info("%s", line)
-        return stream, stream.refused
-    clips = open_clips(
-        sources,
-        recipe.label_builder,
-        on_bad=dataset.on_bad,
-        max_bad_share=dataset.max_bad_share,
-        pack=dataset.pack,
-    )
-    mixture = _build_mixture(settings, clips)
-    _describe_data(clips, mixture)
-    has_speeds = settings.augment.speed_share > 0.0
-    plan = EpochPlan(
-        clips.durations_s,
-        mixture,
-        windows=windows,
-        size=size,
-        seed=trainer.seed,
-        speeds=ClipSpeeds(settings.augment, clips.durations_s, trainer.seed) if has_speeds else None,
-    )
-    reader = ClipReader(clips.rows, cache_gib=dataset.cache_gib)
-    return UpdateDataset(clips, plan, reader, recipe, rank=accelerator.process_index), clips.rejected
-
-
-def _build_mixture(settings: TrainSettings, clips: Clips) -> Mixture:
-    sources = _training_sources(settings)
-    num_train = len(settings.dataset.train)
-    return build_mixture(
-        clips.durations_s,
-        clips.languages,
-        clips.source_of,
-        clips.no_speech,
-        names=[source.path for source in sources],
-        weights=[source.weight for source in sources],
-        is_replay=[i >= num_train for i in range(len(sources))],
-        settings=settings.dataset.mixture(),
-        no_speech_share=settings.labels.no_speech_share,
-        seed=settings.trainer.seed,
-    )
-
-
 def _describe_model(loaded: LoadedModel) -> None:
     learning, total = count_parameters(loaded.whisper)
     logger.info(
@@ -325,14 +234,6 @@ def _describe_model(loaded: LoadedModel) -> None:
         learning / 1e6,
         loaded.whisper.config.vocab_size,
     )
-
-
-def _describe_data(clips: Clips, mixture: Mixture) -> None:
-    for account in clips.ingest:
-        logger.info("%s", account.describe())
-    logger.info("data: %d clips, %.2f h; left out %d", len(clips), clips.audio_s / 3600, len(clips.rejected))
-    for line in describe_groups(mixture.groups):
-        logger.info("%s", line)
 
 
 def _build_average(settings: TrainSettings, loaded: LoadedModel) -> WeightAverage | None:
