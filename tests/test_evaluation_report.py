@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infer.score.evaluation import Prediction, Score, score_predictions
-from infer.score.normalise import NORMALISER_VERSION
+from infer.score.normalise import NORMALISER_VERSION, describe_scoring
 from infer.score.report import render_before_after, render_table, write_report
 
 PREDICTIONS = [
@@ -115,8 +115,9 @@ def test_a_report_read_back_is_the_score(tmp_path: Path) -> None:
     assert content["settings"] == {
         "infer.compute": "fp16",
         "manifest": "some/where.jsonl",
-        "normaliser_version": NORMALISER_VERSION,
+        **describe_scoring(["en", "ru", "zh"]),
     }
+    assert content["settings"]["normaliser_version"] == NORMALISER_VERSION
     assert "normaliser_version" not in settings
     assert _files(path.parent) == {"report.json", "predictions.jsonl"}
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from infer.score.breakdown import build_sample, count_confusion, count_signs, error_against, worst_utterances
-from infer.score.normalise import headline_metric
 from infer.score.rates import EditCounts, count_edits
 from infer.score.statistics import BootstrapSettings, Interval, Sample, bootstrap_rate
+from infer.score.translation import score_translations
 from infer.score.utterances import Prediction, Utterance, count_utterance, verify_predictions
 
 __all__ = ["Prediction", "Score", "Utterance", "score_predictions"]
@@ -29,7 +29,9 @@ class Score:
 
     `words` and `characters` hold `units substitutions deletions insertions` after the normaliser; `intervals` holds
     the two ends for `headline wer cer` (or None), with `by` (utterance or speaker), `drawn` (how many), `level` and
-    `num_draws`; `signs` counts utterances that look invented."""
+    `num_draws`; `signs` counts utterances that look invented.
+
+    Translations have `bleu` and `chrf`, too; BLEU is their headline, and `higher_is_better` is true."""
     languages: dict[str, dict[str, Any]]
     """The same by ISO code, with `headline_metric` and `error_by`; `rtfx` is None, since languages share batches and
     the clock."""
@@ -79,7 +81,7 @@ def score_predictions(
     languages: dict[str, dict[str, Any]] = {}
     samples: dict[str, list[Sample]] = {"headline": [], "wer": [], "cer": []}
     for language, group in sorted(by_language.items()):
-        metric = headline_metric(language)
+        metric = group[0].metric
         own = {name: build_sample(group, metric=name)[0] for name in ("wer", "cer")}
         intervals: dict[str, Any] = {name: _ends(bootstrap_rate([own[name]], settings)) for name in own}
         intervals["headline"] = intervals[metric]
@@ -100,6 +102,11 @@ def score_predictions(
             "error_by": error_against(group, settings),
         }
 
+    is_translated = predictions[0].task == "translate"
+    if is_translated:
+        for language, figures in languages.items():
+            _judge_by_bleu(figures, score_translations(by_language[language], settings))
+
     headlines = [figures["headline"] for figures in languages.values() if figures["headline"] is not None]
     audio_s = math.fsum(p.duration_s for p in predictions)
     by = {figures["intervals"]["by"] for figures in languages.values()}
@@ -116,6 +123,10 @@ def score_predictions(
             "num_draws": settings.num_draws,
         },
     }
+    if is_translated:
+        _judge_by_bleu(overall, score_translations(ordered, settings))
+        overall["headline"] = fmean(headlines) if headlines else None
+        overall["intervals"]["headline"] = None  # BLEU of languages, drawn apart, is not a ratio
     return Score(
         overall=overall,
         languages=languages,
@@ -124,6 +135,13 @@ def score_predictions(
         worst=worst_utterances(ordered),
         utterances=utterances,
     )
+
+
+def _judge_by_bleu(figures: dict[str, Any], scores: Mapping[str, Any]) -> None:
+    """Make BLEU the headline of a group of translations, in place."""
+    figures |= {"headline_metric": "bleu", "headline": scores["bleu"], "higher_is_better": True}
+    figures |= {name: scores[name] for name in ("bleu", "chrf", "signatures")}
+    figures["intervals"] |= {"headline": scores["bleu_interval"], "bleu": scores["bleu_interval"]}
 
 
 def _figures(utterances: Sequence[Utterance], *, rtfx: float | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infer.score.evaluation import Score
-from infer.score.normalise import NORMALISER_VERSION
+from infer.score.normalise import describe_scoring
 from infer.score.utterances import Prediction, Utterance, count_utterance
 
 _ABSENT = "–"
@@ -36,7 +36,8 @@ def write_report(
         score: from `score_predictions` on the same predictions.
         predictions: every utterance, written one a line with both texts raw and normalised, its edits and signs.
         artefact: what was scored: name, hashes, precision.
-        settings: how it was decoded; `normaliser_version` is added here.
+        settings: how it was decoded; what it was scored with is added here: `normaliser_version`, `profiles`,
+            `packages`.
 
     Raises:
         ValueError: if `artefact` or `settings` holds what JSON cannot, such as NaN.
@@ -49,7 +50,7 @@ def write_report(
         "confusion": score.confusion,
         "error_by": score.error_by,
         "worst": score.worst,
-        "settings": {**settings, "normaliser_version": NORMALISER_VERSION},
+        "settings": {**settings, **describe_scoring(p.text_language for p in predictions)},
     }
     utterances = score.utterances or tuple(map(count_utterance, predictions))
     lines = "".join(_json(_utterance_row(utterance)) + "\n" for utterance in utterances)
