@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from infer.score.alignment import Unit
 from infer.score.breakdown import build_sample, count_confusion, count_signs, error_against, worst_utterances
-from infer.score.rates import EditCounts, count_edits
+from infer.score.rates import EditCounts, add_up, count_edits
 from infer.score.statistics import BootstrapSettings, Interval, Sample, bootstrap_rate
 from infer.score.translation import score_translations
 from infer.score.utterances import Prediction, Utterance, count_utterance, verify_predictions
 
 __all__ = ["Prediction", "Score", "Utterance", "score_predictions"]
+
+UNITS: tuple[Unit, ...] = ("word", "character")
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,15 @@ def score_predictions(
 
     languages: dict[str, dict[str, Any]] = {}
     samples: dict[str, list[Sample]] = {"headline": [], "wer": [], "cer": []}
+    written = [EditCounts(), EditCounts()]
     for language, group in sorted(by_language.items()):
         metric = group[0].metric
         own = {name: build_sample(group, metric=name)[0] for name in ("wer", "cer")}
         intervals: dict[str, Any] = {name: _ends(bootstrap_rate([own[name]], settings)) for name in own}
         intervals["headline"] = intervals[metric]
-        figures = _figures(group, rtfx=None)
+        ortho = _count_as_written(group)
+        written = [total + part for total, part in zip(written, ortho, strict=True)]
+        figures = _figures(group, ortho, rtfx=None)
         for name, sample in (*own.items(), ("headline", own[metric])):
             samples[name].append(sample)
         languages[language] = {
@@ -111,7 +117,7 @@ def score_predictions(
     audio_s = math.fsum(p.duration_s for p in predictions)
     by = {figures["intervals"]["by"] for figures in languages.values()}
     overall = {
-        **_figures(ordered, rtfx=audio_s / processing_s if processing_s else None),
+        **_figures(ordered, written, rtfx=audio_s / processing_s if processing_s else None),
         "headline": fmean(headlines) if headlines else None,
         "intervals": {
             "wer": _ends(bootstrap_rate([_join(samples["wer"])], settings)),
@@ -144,17 +150,22 @@ def _judge_by_bleu(figures: dict[str, Any], scores: Mapping[str, Any]) -> None:
     figures["intervals"] |= {"headline": scores["bleu_interval"], "bleu": scores["bleu_interval"]}
 
 
-def _figures(utterances: Sequence[Utterance], *, rtfx: float | None) -> dict[str, Any]:
-    """Lay out the figures of one group of utterances under the keys of the report."""
+def _count_as_written(utterances: Sequence[Utterance]) -> list[EditCounts]:
+    """Count words and characters before the normaliser."""
     references = [u.prediction.reference for u in utterances]
     hypotheses = [u.prediction.hypothesis for u in utterances]
-    words = sum((EditCounts(*u.words[:4]) for u in utterances), EditCounts())
-    characters = sum((EditCounts(*u.characters[:4]) for u in utterances), EditCounts())
+    return [count_edits(references, hypotheses, unit=unit) for unit in UNITS]
+
+
+def _figures(utterances: Sequence[Utterance], written: Sequence[EditCounts], *, rtfx: float | None) -> dict[str, Any]:
+    """Lay out the figures of one group of utterances under the keys of the report."""
+    words = add_up(np.array([u.words for u in utterances], np.int32))
+    characters = add_up(np.array([u.characters for u in utterances], np.int32))
     return {
         "wer": words.rate,
         "cer": characters.rate,
-        "wer_ortho": count_edits(references, hypotheses, unit="word").rate,
-        "cer_ortho": count_edits(references, hypotheses, unit="character").rate,
+        "wer_ortho": written[0].rate,
+        "cer_ortho": written[1].rate,
         "headline": None,
         "language_accuracy": _language_accuracy(u.prediction for u in utterances),
         "rtfx": rtfx,
