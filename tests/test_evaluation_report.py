@@ -42,6 +42,11 @@ def _row(text: str, first_cell: str) -> list[str]:
     return row
 
 
+def _ends(score: Score, language: str) -> str:
+    low, high = score.languages[language]["intervals"]["headline"]
+    return f"{100 * low:.2f} to {100 * high:.2f}"
+
+
 def _files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -196,19 +201,20 @@ def test_a_full_disk_leaves_the_old_report_whole(tmp_path: Path, monkeypatch: py
 
 
 def test_the_table_marks_the_headline_rate_of_each_language() -> None:
-    text = _show(render_table(score_predictions(PREDICTIONS, processing_s=0.5), title="[demo] score"))
+    score = score_predictions(PREDICTIONS, processing_s=0.5)
+    text = _show(render_table(score, title="[demo] score"))
     assert "[demo] score" in text  # brackets are text, not markup
-    assert _row(text, "en") == ["en", "* 25.00", "7.14", "50.0", "2", "3.0 s"]
-    assert _row(text, "zh") == ["zh", "100.00", "* 25.00", "–", "1", "3.0 s"]
-    assert _row(text, "all") == ["all", "28.57", "8.00", "66.7", "4", "10.0 s"]
-    assert "mean over languages 16.67 %" in text and "RTFx 20.0" in text
+    assert _row(text, "en") == ["en", "* 25.00", "7.14", _ends(score, "en"), "50.0", "2", "3.0 s"]
+    assert _row(text, "zh") == ["zh", "100.00", "* 25.00", "–", "–", "1", "3.0 s"]
+    assert _row(text, "all") == ["all", "28.57", "8.00", "", "66.7", "4", "10.0 s"]
+    assert "mean over languages 16.67 % (" in text and "RTFx 20.0" in text
 
 
 def test_a_score_without_rates_still_makes_a_table() -> None:
     text = _show(
         render_table(score_predictions([Prediction("a", "en", None, "", "", 7200.0, no_speech=True)], processing_s=0))
     )
-    assert _row(text, "en") == ["en", "* –", "–", "–", "1", "2 h 00 min"]
+    assert _row(text, "en") == ["en", "* –", "–", "–", "–", "1", "2 h 00 min"]
 
 
 def test_before_and_after_shows_the_change_in_points(tmp_path: Path) -> None:

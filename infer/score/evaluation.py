@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from infer.score.alignment import Unit
 from infer.score.breakdown import build_sample, count_confusion, count_signs, error_against, worst_utterances
 from infer.score.rates import EditCounts, add_up, count_edits
 from infer.score.statistics import BootstrapSettings, Interval, Sample, bootstrap_rate
@@ -18,8 +17,6 @@ from infer.score.translation import score_translations
 from infer.score.utterances import Prediction, Utterance, count_utterance, verify_predictions
 
 __all__ = ["Prediction", "Score", "Utterance", "score_predictions"]
-
-UNITS: tuple[Unit, ...] = ("word", "character")
 
 
 @dataclass(frozen=True)
@@ -81,61 +78,10 @@ def score_predictions(
     for utterance in ordered:
         by_language.setdefault(utterance.prediction.language, []).append(utterance)
 
-    languages: dict[str, dict[str, Any]] = {}
-    samples: dict[str, list[Sample]] = {"headline": [], "wer": [], "cer": []}
-    written = [EditCounts(), EditCounts()]
-    for language, group in sorted(by_language.items()):
-        metric = group[0].metric
-        own = {name: build_sample(group, metric=name)[0] for name in ("wer", "cer")}
-        intervals: dict[str, Any] = {name: _ends(bootstrap_rate([own[name]], settings)) for name in own}
-        intervals["headline"] = intervals[metric]
-        ortho = _count_as_written(group)
-        written = [total + part for total, part in zip(written, ortho, strict=True)]
-        figures = _figures(group, ortho, rtfx=None)
-        for name, sample in (*own.items(), ("headline", own[metric])):
-            samples[name].append(sample)
-        languages[language] = {
-            "headline_metric": metric,
-            **figures,
-            "headline": figures[metric],
-            "intervals": {
-                **intervals,
-                "by": build_sample(group)[1],
-                "drawn": len(own[metric].units),
-                "level": settings.level,
-                "num_draws": settings.num_draws,
-            },
-            "error_by": error_against(group, settings),
-        }
-
-    is_translated = predictions[0].task == "translate"
-    if is_translated:
-        for language, figures in languages.items():
-            _judge_by_bleu(figures, score_translations(by_language[language], settings))
-
-    headlines = [figures["headline"] for figures in languages.values() if figures["headline"] is not None]
-    audio_s = math.fsum(p.duration_s for p in predictions)
-    by = {figures["intervals"]["by"] for figures in languages.values()}
-    overall = {
-        **_figures(ordered, written, rtfx=audio_s / processing_s if processing_s else None),
-        "headline": fmean(headlines) if headlines else None,
-        "intervals": {
-            "wer": _ends(bootstrap_rate([_join(samples["wer"])], settings)),
-            "cer": _ends(bootstrap_rate([_join(samples["cer"])], settings)),
-            "headline": _ends(bootstrap_rate(samples["headline"], settings)),
-            "by": by.pop() if len(by) == 1 else "speaker or utterance",
-            "drawn": sum(len(sample.units) for sample in samples["headline"]),
-            "level": settings.level,
-            "num_draws": settings.num_draws,
-        },
-    }
-    if is_translated:
-        _judge_by_bleu(overall, score_translations(ordered, settings))
-        overall["headline"] = fmean(headlines) if headlines else None
-        overall["intervals"]["headline"] = None  # BLEU of languages, drawn apart, is not a ratio
+    parts = {language: _count_language(group, settings) for language, group in sorted(by_language.items())}
     return Score(
-        overall=overall,
-        languages=languages,
+        overall=_overall(ordered, list(parts.values()), settings, processing_s=processing_s),
+        languages={language: part.figures for language, part in parts.items()},
         confusion=count_confusion(ordered),
         error_by=error_against(ordered, settings),
         worst=worst_utterances(ordered),
@@ -143,21 +89,84 @@ def score_predictions(
     )
 
 
-def _judge_by_bleu(figures: dict[str, Any], scores: Mapping[str, Any]) -> None:
-    """Make BLEU the headline of a group of translations, in place."""
-    figures |= {"headline_metric": "bleu", "headline": scores["bleu"], "higher_is_better": True}
-    figures |= {name: scores[name] for name in ("bleu", "chrf", "signatures")}
-    figures["intervals"] |= {"headline": scores["bleu_interval"], "bleu": scores["bleu_interval"]}
+@dataclass(frozen=True)
+class _Part:
+    """One language: its figures, and the counts that the overall ones are made of."""
+
+    figures: dict[str, Any]
+    samples: Mapping[str, Sample]
+    """By metric, and `headline`."""
+    written: tuple[EditCounts, EditCounts]
+    """Words and characters before the normaliser."""
 
 
-def _count_as_written(utterances: Sequence[Utterance]) -> list[EditCounts]:
+def _count_language(utterances: Sequence[Utterance], settings: BootstrapSettings) -> _Part:
+    """Score the utterances of one language."""
+    metric = utterances[0].metric
+    samples = {name: build_sample(utterances, metric=name)[0] for name in ("wer", "cer")}
+    samples["headline"], by = build_sample(utterances)
+    written = _count_as_written(utterances)
+    figures = {"headline_metric": metric, **_figures(utterances, written, rtfx=None)}
+    figures["headline"] = figures[metric]
+    figures["intervals"] = {
+        **{name: _ends(bootstrap_rate([sample], settings)) for name, sample in samples.items()},
+        **_drawing(settings, by=by, num_drawn=len(samples["headline"].units)),
+    }
+    figures["error_by"] = error_against(utterances, settings)
+    if utterances[0].prediction.task == "translate":
+        scores = score_translations(utterances, settings)
+        figures |= {"headline_metric": "bleu", "headline": scores["bleu"], "higher_is_better": True, **scores}
+        figures["intervals"]["headline"] = scores["bleu_interval"]
+    return _Part(figures, samples, written)
+
+
+def _overall(
+    utterances: Sequence[Utterance], parts: Sequence[_Part], settings: BootstrapSettings, *, processing_s: float
+) -> dict[str, Any]:
+    """Pool the languages; the headline and its interval are of the mean over them."""
+    written = (
+        sum((part.written[0] for part in parts), EditCounts()),
+        sum((part.written[1] for part in parts), EditCounts()),
+    )
+    audio_s = math.fsum(u.prediction.duration_s for u in utterances)
+    figures = _figures(utterances, written, rtfx=audio_s / processing_s if processing_s else None)
+    headlines = [part.figures["headline"] for part in parts if part.figures["headline"] is not None]
+    figures["headline"] = fmean(headlines) if headlines else None
+    by = {part.figures["intervals"]["by"] for part in parts}
+    samples = [part.samples["headline"] for part in parts]
+    figures["intervals"] = {
+        "wer": _ends(bootstrap_rate([_join([part.samples["wer"] for part in parts])], settings)),
+        "cer": _ends(bootstrap_rate([_join([part.samples["cer"] for part in parts])], settings)),
+        "headline": _ends(bootstrap_rate(samples, settings)),
+        **_drawing(
+            settings,
+            by=by.pop() if len(by) == 1 else "speaker or utterance",
+            num_drawn=sum(len(s.units) for s in samples),
+        ),
+    }
+    if utterances[0].prediction.task == "translate":
+        figures |= {"headline_metric": "bleu", "higher_is_better": True, **score_translations(utterances, settings)}
+        figures["intervals"]["headline"] = None  # the mean BLEU of languages, each drawn for itself, is no ratio
+    return figures
+
+
+def _drawing(settings: BootstrapSettings, *, by: str, num_drawn: int) -> dict[str, Any]:
+    return {"by": by, "drawn": num_drawn, "level": settings.level, "num_draws": settings.num_draws}
+
+
+def _count_as_written(utterances: Sequence[Utterance]) -> tuple[EditCounts, EditCounts]:
     """Count words and characters before the normaliser."""
     references = [u.prediction.reference for u in utterances]
     hypotheses = [u.prediction.hypothesis for u in utterances]
-    return [count_edits(references, hypotheses, unit=unit) for unit in UNITS]
+    return (
+        count_edits(references, hypotheses, unit="word"),
+        count_edits(references, hypotheses, unit="character"),
+    )
 
 
-def _figures(utterances: Sequence[Utterance], written: Sequence[EditCounts], *, rtfx: float | None) -> dict[str, Any]:
+def _figures(
+    utterances: Sequence[Utterance], written: tuple[EditCounts, EditCounts], *, rtfx: float | None
+) -> dict[str, Any]:
     """Lay out the figures of one group of utterances under the keys of the report."""
     words = add_up(np.array([u.words for u in utterances], np.int32))
     characters = add_up(np.array([u.characters for u in utterances], np.int32))
