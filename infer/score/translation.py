@@ -34,8 +34,9 @@ def score_translations(utterances: Sequence[Utterance], settings: BootstrapSetti
         return {"bleu": None, "chrf": None, "bleu_interval": None, "signatures": signatures}
     hypotheses, references = [p.hypothesis for p in spoken], [[p.reference for p in spoken]]
     found = {
-        "bleu": bleu.corpus_score(hypotheses, references).score / 100,
-        "chrf": chrf.corpus_score(hypotheses, references).score / 100,
+        # 100.00000000000004 for a perfect text
+        "bleu": min(1.0, bleu.corpus_score(hypotheses, references).score / 100),
+        "chrf": min(1.0, chrf.corpus_score(hypotheses, references).score / 100),
     }
     signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
     counts = np.array([_counts(p.hypothesis, p.reference) for p in spoken], np.float64)
