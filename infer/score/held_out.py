@@ -31,6 +31,20 @@ def read_held_out(sources: Sequence[Source]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def verify_task(rows: Sequence[Row], task: str) -> None:
+    """Refuse rows whose text is not what the decoder is asked for: a translation is no transcript.
+
+    Raises:
+        ValueError: for the first such row.
+    """
+    for row in rows:
+        if row.task != task:
+            raise ValueError(
+                f"{row.manifest}:{row.line}: the task is {row.task}, and the set is decoded with decoding.task={task}; "
+                f"type decoding.task={row.task}, or evaluate these rows in a set of their own"
+            )
+
+
 def transcribe_rows(
     transcriber: Transcriber,
     rows: Sequence[Row],
@@ -73,17 +87,3 @@ def transcribe_rows(
         for row, transcript in zip(rows, transcripts, strict=True)
     ]
     return predictions, watch.elapsed_s
-
-
-def verify_task(rows: Sequence[Row], task: str) -> None:
-    """Refuse rows whose text is not what the decoder is asked for: a translation is no transcript.
-
-    Raises:
-        ValueError: for the first such row.
-    """
-    for row in rows:
-        if row.task != task:
-            raise ValueError(
-                f"{row.manifest}:{row.line}: the task is {row.task}, and the set is decoded with decoding.task={task}; "
-                f"type decoding.task={row.task}, or evaluate these rows in a set of their own"
-            )
