@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.audio import SAMPLING_RATE, Waveform, load_waveform
 from data.features import LogMel
 from data.rows import StoredAudio, encoded
 from data.texts import join_texts
+from data.windows import Windows
 from infer.artefact import Artefact
 from infer.decoding import Decoded, Decoder, DecodeSettings
 from infer.longform import cut_at_quiet
@@ -46,6 +49,30 @@ class Transcript:
     """True if decoding reached the token limit somewhere; the text may then lack its end."""
 
 
+class RuntimeArtefact(Protocol):
+    """What is asked of an artefact that another runtime loaded."""
+
+    @property
+    def windows(self) -> Windows:
+        """Rule that the model was trained with."""
+
+    @property
+    def model(self) -> Any:
+        """Holds `config`, and the `device` and `dtype` that features are wanted in."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what stands beside every number."""
+
+
+class WindowDecoder(Protocol):
+    """Decodes batches of windows, in torch or in another runtime."""
+
+    def decode(
+        self, input_features: Tensor, settings: DecodeSettings, *, languages: Sequence[str] | None = None
+    ) -> list[Decoded]:
+        """Return what each window says, as `Decoder.decode` does."""
+
+
 @dataclass(frozen=True)
 class _Piece:
     source: int
@@ -57,13 +84,21 @@ class _Piece:
 class Transcriber:
     """Transcribe files or waveforms in batches of one window edge each."""
 
-    def __init__(self, artefact: Artefact, settings: DecodeSettings | None = None, *, batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        artefact: Artefact | RuntimeArtefact,
+        settings: DecodeSettings | None = None,
+        *,
+        batch_size: int = 16,
+        decoder: WindowDecoder | None = None,
+    ) -> None:
         """Remember the artefact and how to decode.
 
         Args:
             artefact: from `load_artefact`.
             settings: how to decode; greedy with language detection where none are given.
             batch_size: windows decoded together.
+            decoder: of another runtime; None decodes in torch.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be 1 or more")
@@ -71,7 +106,7 @@ class Transcriber:
         self.settings = settings or DecodeSettings()
         self.batch_size = batch_size
         self.log_mel = LogMel(artefact.model.config.num_mel_bins)
-        self._decoder = Decoder(artefact.model, artefact.tokenizer)
+        self._decoder = decoder if decoder is not None else _torch_decoder(artefact)
 
     def transcribe(
         self,
@@ -130,6 +165,12 @@ class Transcriber:
             batch.append(i)
         if batch:
             yield batch
+
+
+def _torch_decoder(artefact: Artefact | RuntimeArtefact) -> WindowDecoder:
+    if not isinstance(artefact, Artefact):
+        raise TypeError("an artefact of another runtime needs the decoder of that runtime")
+    return Decoder(artefact.model, artefact.tokenizer)
 
 
 def _load_all(sources: Sequence[Path | Clip | Waveform]) -> Iterator[Waveform]:
