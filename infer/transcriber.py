@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from data.audio import SAMPLING_RATE, Waveform, load_waveform
 from data.features import LogMel
@@ -55,6 +56,10 @@ class RuntimeArtefact(Protocol):
     @property
     def windows(self) -> Windows:
         """Rule that the model was trained with."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """With Whisper's special tokens."""
 
     @property
     def model(self) -> Any:

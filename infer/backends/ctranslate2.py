@@ -26,8 +26,8 @@ from infer.export.ctranslate2 import import_ctranslate2
 PATIENCE = 4.0
 """Beams that must finish before the search stops, in multiples of `num_beams`.
 
-CTranslate2's default of 1 stops as soon as that many have finished, and short wrong texts finish first: beam 5 then lost
-letters in 13 of 200 short sentences that transformers reads right. With 4 all 200 texts are the same.
+CTranslate2's default of 1 stops as soon as that many have finished, and short wrong texts finish first: beam 5 then
+lost letters in 13 of 200 short sentences that transformers reads right. With 4 all 200 texts are the same.
 """
 
 

@@ -105,8 +105,8 @@ def measure_rates(
         dtype: of the matmul: `fp32`, `tf32`, `fp16`, `bf16` or `int8`; the flag for TF32 must be set already.
         device: what is measured.
         decoder_bytes: size of the small block.
-        shapes: rows, inner and outer sizes of further matmuls, such as the model's own; the fastest of all counts. A CPU
-            without half-precision instructions is many times slower at large ones.
+        shapes: rows, inner and outer sizes of further matmuls, such as the model's own; the fastest of all counts. A
+            CPU without half-precision instructions is many times slower at large ones.
 
     Raises:
         RuntimeError: if the device has no such matmul.

@@ -94,7 +94,7 @@ def weights_bytes(artefact: Any, arithmetic: Arithmetic) -> int:
     """
     if isinstance(artefact, Artefact):
         return sum(tensor.numel() * tensor.element_size() for tensor in artefact.model.parameters())
-    size = (artefact.path / "model.bin").stat().st_size
+    size: int = (artefact.path / "model.bin").stat().st_size
     if arithmetic.dtype == "int8":
         return size
     return size * COMPUTED_BYTES[artefact.compute] // COMPUTED_BYTES[artefact.stored]
