@@ -4,29 +4,19 @@ Only numbers here; `infer.score.comparison` builds them from scores. What is dra
 utterance, or the speaker where speakers are known: the errors of one voice go together, and an interval that treats
 its utterances as independent is too narrow. Draws are seeded: the same numbers give the same interval on any machine.
 
-Shapes: `N` things drawn (utterances or speakers), `R` draws.
+Shapes: `N` utterances or speakers.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-MAX_DRAWN = 10_000
-"""More utterances or speakers than these are first joined at random into as many groups of equal size. The sums of the
-groups vary as those of their members do, so the interval is the same one, to 1 % of its width."""
-
-_BLOCK = 1 << 22  # counts held at once: 32 MB
-_NORMAL = NormalDist()
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
-
-Floats = npt.NDArray[np.float64]
+from infer.score.resampling import Floats, draw_mean_ratio
 
 
 @dataclass(frozen=True)
@@ -124,8 +114,8 @@ def pool(edits: npt.ArrayLike, units: npt.ArrayLike, groups: Sequence[Hashable] 
 def bootstrap_rate(samples: Sequence[Sample], settings: BootstrapSettings | None = None) -> Interval | None:
     """Compute the interval of a rate, or of the mean of the rates of several languages.
 
-    The percentile interval, widened for small samples: percentiles of few speakers are too narrow, as a normal interval
-    is beside Student's. Without a single edit the draws have nothing to vary; then the interval ends at the exact
+    Bias-corrected and accelerated, since errors are skewed, and widened for small samples, as Student's interval is
+    beside the normal one. Without a single edit the draws have nothing to vary; then the interval ends at the exact
     binomial bound for the share of utterances (or speakers) that have an error.
 
     Args:
@@ -135,8 +125,7 @@ def bootstrap_rate(samples: Sequence[Sample], settings: BootstrapSettings | None
     Returns:
         None where nothing can be drawn: no reference units, or a single utterance or speaker.
 
-    Source: Bisani and Ney 2004, ICASSP, for the utterance as what is drawn; Hesterberg 2015, arXiv:1411.5279, section
-        5.3, for the widening.
+    Source: Bisani and Ney 2004, ICASSP, for the utterance as what is drawn; the ends as in `infer.score.resampling`.
     """
     settings = settings or BootstrapSettings()
     kept = [np.stack([s.edits, s.units], axis=1) for s in samples if s.rate is not None]
@@ -145,9 +134,7 @@ def bootstrap_rate(samples: Sequence[Sample], settings: BootstrapSettings | None
     if not any(sums[:, 0].any() for sums in kept):
         share = (1 - settings.level) / 2
         return Interval(0.0, float(np.mean([1 - share ** (1 / len(sums)) for sums in kept])))
-    draws, freedom, widening = _draw(kept, settings)
-    low, high = np.nanquantile(draws, _tails(settings.level, freedom, widening))
-    return Interval(float(low), float(high))
+    return Interval(*draw_mean_ratio(kept, num_draws=settings.num_draws, seed=settings.seed).interval(settings.level))
 
 
 def compare_rates(
@@ -184,20 +171,15 @@ def compare_rates(
         # one utterance alone, or the same errors everywhere: nothing that chance could not do
         spread = Interval(min(difference, 0.0), max(difference, 0.0))
         return Comparison(old_rate, new_rate, difference, spread, 1.0, 0.5, num_drawn)
-    draws, freedom, widening = _draw(changes, settings)
-    low, high = np.nanquantile(draws, _tails(settings.level, freedom, widening))
-    num_below, num_above = float((draws < 0).sum()), float((draws > 0).sum())
-    num_equal = len(draws) - num_below - num_above
-    # one more draw on either side: R draws cannot show a p below 1 / R
-    tail = (min(num_below, num_above) + num_equal + 1) / (len(draws) + 1)
-    z = _NORMAL.inv_cdf(min(tail, 0.5))
+    draws = draw_mean_ratio(changes, num_draws=settings.num_draws, seed=settings.seed)
+    num_below, num_above = float((draws.values < 0).sum()), float((draws.values > 0).sum())
     return Comparison(
         before=old_rate,
         after=new_rate,
         difference=difference,
-        interval=Interval(float(low), float(high)),
-        p=min(1.0, 2 * _student_cdf(z / widening, freedom)),
-        probability_better=(num_below + num_equal / 2) / len(draws),
+        interval=Interval(*draws.interval(settings.level)),
+        p=draws.two_sided_p(),
+        probability_better=0.5 + (num_below - num_above) / 2 / len(draws.values),
         num_drawn=num_drawn,
     )
 
@@ -214,84 +196,6 @@ def adjust_for_many(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(order) - place) * p_values[i]))
         adjusted[i] = highest
     return adjusted
-
-
-def _draw(samples: Sequence[Floats], settings: BootstrapSettings) -> tuple[Floats, float, float]:
-    """Draw the mean of the ratios of several samples.
-
-    Args:
-        samples: (N, 2) each, numerators and units.
-        settings: draws and seed.
-
-    Returns:
-        The draws (R,), their degrees of freedom, and the factor by which their spread falls short of the true one.
-    """
-    rng = np.random.default_rng(settings.seed)
-    means = np.zeros(settings.num_draws)
-    variances, sizes = [], []
-    for sample in samples:
-        sums = _draw_sums(_join_many(sample, rng), rng, settings.num_draws)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            rates = np.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], np.nan)
-        means += rates / len(samples)
-        variances.append(float(np.nanvar(rates)))
-        sizes.append(len(sample))
-    means = means[~np.isnan(means)]
-    # a sample of one voice shows no spread at all; it neither adds freedom nor widens
-    spread = [(v, n) for v, n in zip(variances, sizes, strict=True) if n > 1 and v > 0]
-    if not spread:
-        return means, math.inf, 1.0
-    total = sum(v * n / (n - 1) for v, n in spread)
-    freedom = total**2 / sum((v * n / (n - 1)) ** 2 / (n - 1) for v, n in spread)  # Welch and Satterthwaite
-    return means, freedom, math.sqrt(total / sum(v for v, _ in spread))
-
-
-def _draw_sums(sample: Floats, rng: np.random.Generator, num_draws: int) -> Floats:
-    """Add up `num_draws` samples drawn with replacement: (R, K); whole numbers, so exact in any order."""
-    size = len(sample)
-    sums = np.empty((num_draws, sample.shape[1]))
-    block = max(1, _BLOCK // size)
-    for start in range(0, num_draws, block):
-        num_rows = min(block, num_draws - start)
-        picks = rng.integers(0, size, size=(num_rows, size))
-        picks += np.arange(num_rows)[:, None] * size
-        counts = np.bincount(picks.ravel(), minlength=num_rows * size).reshape(num_rows, size)
-        sums[start : start + num_rows] = counts.astype(np.float64) @ sample
-    return sums
-
-
-def _join_many(sample: Floats, rng: np.random.Generator) -> Floats:
-    """Join the rows of a very large sample at random into `MAX_DRAWN` groups."""
-    if len(sample) <= MAX_DRAWN:
-        return sample
-    starts = np.arange(MAX_DRAWN) * len(sample) // MAX_DRAWN
-    joined: Floats = np.add.reduceat(sample[rng.permutation(len(sample))], starts, axis=0)
-    return joined
-
-
-def _tails(level: float, freedom: float, widening: float) -> tuple[float, float]:
-    """Return the quantiles of the draws that make an interval of this level."""
-    tail = _NORMAL.cdf(-widening * _student_quantile(0.5 + level / 2, freedom))
-    return tail, 1 - tail
-
-
-def _student_cdf(t: float, freedom: float) -> float:
-    """Distribution function of Student's t, by quadrature in the angle whose tangent is t / sqrt(freedom)."""
-    if freedom > 1e6:
-        return _NORMAL.cdf(t)
-    half = math.atan(abs(t) / math.sqrt(freedom)) / 2
-    integral = half * float(_WEIGHTS @ np.cos(half * (1 + _NODES)) ** (freedom - 1))
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
-    return 0.5 + math.copysign(scale * integral, t)
-
-
-def _student_quantile(probability: float, freedom: float) -> float:
-    """Invert `_student_cdf` above one half."""
-    low, high = 0.0, 1e4
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_cdf(middle, freedom) < probability else (low, middle)
-    return high
 
 
 def as_plain(value: Interval | Comparison) -> dict[str, Any]:
