@@ -126,13 +126,20 @@ class Forgetting:
         return (self.figure is not None and self.figure > self.max_forgetting) or bool(self.retention.lost)
 
     @property
-    def sentence(self) -> str:
-        """The figure and what it means, in one line."""
+    def figure_sentence(self) -> str:
+        """The figure with its interval."""
         mean = self.retention.forgetting
         if mean is None:
-            return "everything was targeted: nothing is left to be forgotten"
+            return "everything was targeted, nothing is left to be forgotten"
         ends = f"{100 * mean.interval.low:+.2f} to {100 * mean.interval.high:+.2f}"
-        figure = f"{100 * mean.difference:+.2f} points ({ends}) on what was not targeted"
+        return f"{100 * mean.difference:+.2f} points ({ends}) on what was not targeted"
+
+    @property
+    def sentence(self) -> str:
+        """The figure and what it means, in one line."""
+        figure = self.figure_sentence
+        if self.retention.forgetting is None:
+            return figure
         if self.retention.warning is not None:
             return f"{self.retention.warning}; {figure}"
         if self.is_too_much:

@@ -94,7 +94,7 @@ def _for_whom_is_it_worse(score: Score, duel: Duel | None, lost: Forgetting | No
             question, "plain", f"{worst}: {100 * rates[worst]:.2f} %", f"The language with most errors. {spread}"
         )
     worse = losers(duel)
-    remark = f" Retention: {lost.sentence}." if lost is not None else ""
+    remark = f" Forgetting: {lost.figure_sentence}." if lost is not None else ""
     if worse:
         more = f" and {len(worse) - MAX_NAMED} more" if len(worse) > MAX_NAMED else ""
         names = ", ".join(name.split(" ", 1)[0] for name in worse[:MAX_NAMED])
