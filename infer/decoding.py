@@ -32,7 +32,7 @@ from infer.search import Said, search
 from infer.subtitles import Segment
 from infer.token_rules import TokenRules
 
-__all__ = ["DecodeSettings", "Decoded", "Decoder"]
+__all__ = ["DecodeSettings", "Decoded", "Decoder", "judged"]
 
 POSITIONS_PER_S = 50  # of the encoder
 MAX_TOKENS_PER_S, EXTRA_TOKENS = 50, 20  # spoken bytes a second stay below this in every script
@@ -286,10 +286,10 @@ class Decoder:
             tokens = self.reader.without_last_words(tokens, len(words) - num_kept)
         text = decoded.text if tokens == decoded.tokens else self.reader.text(tokens)
         segments = self.reader.segments(tokens, window_s) if settings.timestamps else ()
-        return replace(decoded, text=text, tokens=tokens, segments=tuple(_judged(s, decoded) for s in segments))
+        return replace(decoded, text=text, tokens=tokens, segments=tuple(judged(s, decoded) for s in segments))
 
 
-def _judged(segment: Segment, decoded: Decoded) -> Segment:
+def judged(segment: Segment, decoded: Decoded) -> Segment:
     """Write beside a segment how sure the model was of the window that it stands in."""
     return replace(
         segment,

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import contextlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.audio import SAMPLING_RATE, Waveform, load_waveform
-from data.features import LogMel
+from data.features import FRAMES_PER_S, HOP_LENGTH, LogMel
 from data.rows import StoredAudio, encoded
 from data.texts import join_texts
+from infer.ahead import ahead
 from infer.artefact import Artefact
-from infer.decoding import Decoded, Decoder, DecodeSettings
+from infer.decoding import Decoded, Decoder, DecodeSettings, judged
 from infer.longform import cut_at_quiet
+from infer.sequential import SequentialRecording
 from infer.subtitles import Segment
+from infer.timing import Stopwatch
+
+__all__ = ["Clip", "Stopwatch", "Transcriber", "Transcript", "best_device"]
+
+BLOCK_S = 3600.0  # seconds of audio in memory at once, twice: one block is read while the last is decoded
+FILES_AHEAD = 4  # for each core, while files are read
 
 
 @dataclass(frozen=True)
@@ -44,33 +57,52 @@ class Transcript:
     segments: tuple[Segment, ...]
     is_cut: bool
     """True if decoding reached the token limit somewhere; the text may then lack its end."""
+    windows: tuple[Decoded, ...] = field(default=(), compare=False, repr=False)
+    """What each window said, with its `avg_logprob`, `no_speech_prob`, `compression_ratio` and `temperature`."""
 
 
 @dataclass(frozen=True)
 class _Piece:
+    """One window to decode."""
+
     source: int
     start_s: float
     waveform: Waveform
     num_frames: int
+    """Of the window."""
 
 
 class Transcriber:
     """Transcribe files or waveforms in batches of one window edge each."""
 
-    def __init__(self, artefact: Artefact, settings: DecodeSettings | None = None, *, batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        artefact: Artefact,
+        settings: DecodeSettings | None = None,
+        *,
+        batch_size: int = 16,
+        batch_audio_s: float | None = None,
+    ) -> None:
         """Remember the artefact and how to decode.
 
         Args:
             artefact: from `load_artefact`.
             settings: how to decode; greedy with language detection where none are given.
-            batch_size: windows decoded together.
+            batch_size: windows decoded together, at most.
+            batch_audio_s: seconds of windows decoded together, at most, so that short windows make larger batches up
+                to `batch_size`; None has no such limit.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be 1 or more")
+        if batch_audio_s is not None and batch_audio_s <= 0:
+            raise ValueError(f"batch_audio_s={batch_audio_s} must be above 0")
         self.artefact = artefact
         self.settings = settings or DecodeSettings()
         self.batch_size = batch_size
+        self.batch_audio_s = batch_audio_s
         self.log_mel = LogMel(artefact.model.config.num_mel_bins)
+        self.processing_s = 0.0
+        """Wall time of features, search and text so far, the device brought to a stop; reading files is not in it."""
         self._decoder = Decoder(artefact.model, artefact.tokenizer)
 
     def transcribe(
@@ -93,48 +125,182 @@ class Transcriber:
         Raises:
             AudioError: for the first source that cannot be used.
         """
+        found = dict(self.stream(sources, languages=languages, on_progress=on_progress))
+        return [found[i] for i in range(len(sources))]
+
+    def stream(
+        self,
+        sources: Sequence[Path | Clip | Waveform],
+        *,
+        languages: Sequence[str] | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[int, Transcript]]:
+        """Yield each transcript with the index of its source as soon as it is there, in the order of decoding.
+
+        Args:
+            sources: as in `transcribe`; an hour of audio is held at once, and the next one is read meanwhile.
+            languages: as in `transcribe`.
+            on_progress: as in `transcribe`.
+
+        Raises:
+            AudioError: for the first source that cannot be used.
+        """
         if isinstance(sources, str | Path):
             raise TypeError("transcribe takes a list of sources, not one path")
         if languages is not None and len(languages) != len(sources):
             raise ValueError(f"{len(languages)} languages were given for {len(sources)} sources")
-        durations: list[float] = []
+        wanted = [self.settings.language] * len(sources) if languages is None else list(languages)
+        by_times = self.settings.long_form == "sequential"
+        for block in ahead(_blocks(sources)):
+            decode = self._sequentially if by_times else self._in_pieces
+            yield from decode(block, wanted, on_progress or (lambda _: None))
+
+    def warm_up(self, *, num_batches: int = 1) -> None:
+        """Decode a few tokens of silence in each window, so that the first clip on the clock meets a warm machine.
+
+        Source: the Open ASR Leaderboard's protocol warms up before it starts the clock.
+        """
+        before = self.processing_s
+        settings = replace(self.settings, max_new_tokens=4, temperature=self.settings.temperature[:1])
+        for edge_s in self.artefact.windows.edges_s:
+            num_frames = round(edge_s * FRAMES_PER_S)
+            piece = _Piece(0, 0.0, np.zeros(num_frames * HOP_LENGTH, dtype=np.float32), num_frames)
+            for _ in range(num_batches):
+                batch = [piece] * self._num_together(num_frames)
+                self._decoder.decode(self._features(batch), settings)
+        self.processing_s = before
+
+    def _in_pieces(
+        self, block: _Block, wanted: Sequence[str], on_progress: Callable[[int], None]
+    ) -> Iterator[tuple[int, Transcript]]:
+        """Cut long recordings at quiet points and decode all pieces in any order."""
         pieces: list[_Piece] = []
-        for source, waveform in enumerate(_load_all(sources)):
-            durations.append(len(waveform) / SAMPLING_RATE)
-            for start_s, part in cut_at_quiet(waveform):
-                num_frames = self.artefact.windows.num_frames(len(part) / SAMPLING_RATE)
-                pieces.append(_Piece(source, start_s, part, num_frames))
-        decoded: dict[int, Decoded] = {}
-        for batch in self._batches(pieces):
-            wanted = None if languages is None else [languages[pieces[i].source] for i in batch]
-            features = self.log_mel.batch(
-                [pieces[i].waveform for i in batch], num_frames=pieces[batch[0]].num_frames
-            ).to(self.artefact.model.device, self.artefact.model.dtype)
-            results = self._decoder.decode(features, self.settings, languages=wanted)
-            decoded.update(zip(batch, results, strict=True))
-            if on_progress is not None:
+        parts: dict[int, dict[int, Decoded]] = {}
+        for source, waveform in block:
+            cut = cut_at_quiet(waveform)
+            indices = range(len(pieces), len(pieces) + len(cut))
+            pieces += [self._piece(source, start_s, part) for start_s, part in cut]
+            parts[source] = dict.fromkeys(indices)
+        durations_s = {source: len(waveform) / SAMPLING_RATE for source, waveform in block}
+        for batch, results in self._decoded(pieces, wanted, None):
+            on_progress(len(batch))
+            for i, decoded in zip(batch, results, strict=True):
+                parts[pieces[i].source][i] = decoded
+            for source in dict.fromkeys(pieces[i].source for i in batch):
+                if all(decoded is not None for decoded in parts[source].values()):
+                    found = parts.pop(source)
+                    yield source, _join([(pieces[i], decoded) for i, decoded in found.items()], durations_s[source])
+
+    def _sequentially(
+        self, block: _Block, wanted: Sequence[str], on_progress: Callable[[int], None]
+    ) -> Iterator[tuple[int, Transcript]]:
+        """Decode the next window of every recording, again and again, until all are read."""
+        settings = self.settings
+        waveforms = dict(block)
+        recordings = {
+            source: SequentialRecording(
+                len(waveform) / SAMPLING_RATE, self._decoder.reader, conditioned=settings.condition_on_previous_text
+            )
+            for source, waveform in block
+        }
+        is_first = True
+        while recordings:
+            pieces: list[_Piece] = []
+            for source, recording in recordings.items():
+                start = recording.seek * HOP_LENGTH
+                part = waveforms[source][start : start + recording.size * HOP_LENGTH]
+                pieces.append(self._piece(source, start / SAMPLING_RATE, part))
+            languages = [
+                wanted[source] if is_first or wanted[source] != "auto" else recording.language
+                for source, recording in recordings.items()
+            ]
+            prompts = [recording.prompt for recording in recordings.values()]
+            given = prompts if settings.condition_on_previous_text and not is_first else None
+            of_source = dict(zip(recordings, languages, strict=True))
+            for batch, results in self._decoded(pieces, of_source, given):
                 on_progress(len(batch))
-        parts: list[list[tuple[_Piece, Decoded]]] = [[] for _ in durations]
-        for i, piece in enumerate(pieces):
-            parts[piece.source].append((piece, decoded[i]))
-        return [_join(part, duration_s) for part, duration_s in zip(parts, durations, strict=True)]
+                for i, decoded in zip(batch, results, strict=True):
+                    recordings[pieces[i].source].take(decoded)
+            for source in [source for source, recording in recordings.items() if recording.is_done]:
+                yield source, _finished(recordings.pop(source))
+            is_first = False
+
+    def _piece(self, source: int, start_s: float, waveform: Waveform) -> _Piece:
+        return _Piece(source, start_s, waveform, self.artefact.windows.num_frames(len(waveform) / SAMPLING_RATE))
+
+    def _decoded(
+        self,
+        pieces: Sequence[_Piece],
+        languages: Sequence[str] | Mapping[int, str],
+        prompts: Sequence[Sequence[int]] | None,
+    ) -> Iterator[tuple[list[int], list[Decoded]]]:
+        """Yield batches of indices with what they say; features of the next one are made meanwhile."""
+        made = ahead((batch, self._features([pieces[i] for i in batch])) for batch in self._batches(pieces))
+        with contextlib.closing(made):
+            while True:
+                with Stopwatch(self.artefact.model.device) as watch:
+                    batch, features = next(made, (None, None))
+                    if batch is None or features is None:
+                        return
+                    results = self._decoder.decode(
+                        features,
+                        self.settings,
+                        languages=[languages[pieces[i].source] for i in batch],
+                        prompts=None if prompts is None else [prompts[i] for i in batch],
+                    )
+                self.processing_s += watch.elapsed_s
+                yield batch, results
+
+    def _features(self, batch: Sequence[_Piece]) -> Tensor:
+        made = self.log_mel.batch([piece.waveform for piece in batch], num_frames=batch[0].num_frames)
+        return made.to(self.artefact.model.device, self.artefact.model.dtype)
+
+    def _num_together(self, num_frames: int) -> int:
+        if self.batch_audio_s is None:
+            return self.batch_size
+        return max(1, min(self.batch_size, int(self.batch_audio_s * FRAMES_PER_S // num_frames)))
 
     def _batches(self, pieces: Sequence[_Piece]) -> Iterator[list[int]]:
-        # Longest first: what does not fit into memory fails at once, not after an hour.
+        # Longest first: what does not fit into memory fails at once, not after an hour. Clips of like length also say
+        # about as much, so that no row waits long for the others of its batch.
         order = sorted(range(len(pieces)), key=lambda i: (-pieces[i].num_frames, -len(pieces[i].waveform), i))
-        batch: list[int] = []
-        for i in order:
-            if batch and (len(batch) == self.batch_size or pieces[i].num_frames != pieces[batch[0]].num_frames):
-                yield batch
-                batch = []
-            batch.append(i)
-        if batch:
-            yield batch
+        for num_frames, group in itertools.groupby(order, key=lambda i: pieces[i].num_frames):
+            indices = list(group)
+            size = self._num_together(num_frames)
+            yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
-def _load_all(sources: Sequence[Path | Clip | Waveform]) -> Iterator[Waveform]:
+_Block: TypeAlias = list[tuple[int, Waveform]]
+
+
+def _blocks(sources: Sequence[Path | Clip | Waveform]) -> Iterator[_Block]:
+    """Yield sources, loaded, in blocks of about an hour."""
+    block: _Block = []
+    block_s = 0.0
+    for item in enumerate(_load_all(sources)):
+        block.append(item)
+        block_s += len(item[1]) / SAMPLING_RATE
+        if block_s >= BLOCK_S:
+            yield block
+            block, block_s = [], 0.0
+    if block:
+        yield block
+
+
+def _load_all(sources: Iterable[Path | Clip | Waveform]) -> Iterator[Waveform]:
+    """Load in threads, a few ahead of the reader."""
     with ThreadPoolExecutor() as pool:
-        yield from pool.map(_load, sources)
+        waiting: deque[Future[Waveform]] = deque()
+        try:
+            for source in sources:
+                waiting.append(pool.submit(_load, source))
+                if len(waiting) >= FILES_AHEAD * (os.cpu_count() or 1):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _load(source: Path | Clip | Waveform) -> Waveform:
@@ -150,6 +316,20 @@ def _load(source: Path | Clip | Waveform) -> Waveform:
     )
 
 
+def _finished(recording: SequentialRecording) -> Transcript:
+    first = recording.windows[0]
+    return Transcript(
+        text=join_texts((segment.text for segment in recording.segments), first.language),
+        language=first.language,
+        detected_language=first.detected_language,
+        language_probability=first.language_probability,
+        duration_s=recording.duration_s,
+        segments=tuple(recording.segments),
+        is_cut=any(decoded.is_cut for decoded in recording.windows),
+        windows=tuple(recording.windows),
+    )
+
+
 def _join(parts: Sequence[tuple[_Piece, Decoded]], duration_s: float) -> Transcript:
     first = parts[0][1]
     segments: list[Segment] = []
@@ -157,11 +337,11 @@ def _join(parts: Sequence[tuple[_Piece, Decoded]], duration_s: float) -> Transcr
         end_s = piece.start_s + len(piece.waveform) / SAMPLING_RATE
         if decoded.segments:
             segments += [
-                Segment(min(piece.start_s + s.start_s, end_s), min(piece.start_s + s.end_s, end_s), s.text)
+                replace(s, start_s=min(piece.start_s + s.start_s, end_s), end_s=min(piece.start_s + s.end_s, end_s))
                 for s in decoded.segments
             ]
         elif decoded.text:
-            segments.append(Segment(piece.start_s, end_s, decoded.text))
+            segments.append(judged(Segment(piece.start_s, end_s, decoded.text), decoded))
     return Transcript(
         text=join_texts((decoded.text for _, decoded in parts if decoded.text), first.language),
         language=first.language,
@@ -170,30 +350,10 @@ def _join(parts: Sequence[tuple[_Piece, Decoded]], duration_s: float) -> Transcr
         duration_s=duration_s,
         segments=tuple(segments),
         is_cut=any(decoded.is_cut for _, decoded in parts),
+        windows=tuple(decoded for _, decoded in parts),
     )
 
 
 def best_device() -> torch.device:
     """Return the first CUDA device, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-class Stopwatch:
-    """Seconds of wall time, the device brought to a stop at both ends."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.elapsed_s = 0.0
-
-    def __enter__(self) -> Stopwatch:
-        self._synchronise()
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._synchronise()
-        self.elapsed_s = time.perf_counter() - self._start
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
