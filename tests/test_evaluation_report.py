@@ -23,7 +23,7 @@ PREDICTIONS = [
     Prediction("d", "ru", "ru", "ещё мой", "еще мой", 4.0),
 ]
 FIGURES = {"wer", "cer", "wer_ortho", "cer_ortho", "headline", "language_accuracy", "rtfx", "utterances", "audio_s"}
-FIGURES |= {"substitutions", "deletions", "insertions"}
+FIGURES |= {"substitutions", "deletions", "insertions", "words", "characters", "speakers", "signs", "intervals"}
 
 
 def _show(table: Table) -> str:
@@ -50,7 +50,7 @@ def test_figures_are_those_of_a_count_by_hand() -> None:
     score = score_predictions(PREDICTIONS, processing_s=0.5)
     assert set(score.overall) == FIGURES
     assert list(score.languages) == ["en", "ru", "zh"]
-    assert all(set(figures) == FIGURES | {"headline_metric"} for figures in score.languages.values())
+    assert all(set(figures) == FIGURES | {"headline_metric", "error_by"} for figures in score.languages.values())
 
     assert score.languages["en"]["wer"] == 1 / 4
     assert score.languages["en"]["cer"] == 1 / 14  # "the cat sat" and "yes"
@@ -78,13 +78,16 @@ def test_the_order_of_predictions_has_no_influence() -> None:
 
 
 def test_what_cannot_be_divided_is_none() -> None:
-    score = score_predictions([Prediction("a", "en", None, "", "thank you", 1.0)], processing_s=0)
+    score = score_predictions([Prediction("a", "en", None, "", "thank you", 1.0, no_speech=True)], processing_s=0)
     assert [score.overall[key] for key in ("wer", "cer", "headline", "rtfx", "language_accuracy")] == [None] * 5
     assert score.overall["insertions"] == 2
 
 
 def test_a_language_without_reference_units_does_not_enter_the_headline() -> None:
-    rows = [Prediction("a", "en", None, "the cat", "the", 1.0), Prediction("b", "de", None, "", "", 1.0)]
+    rows = [
+        Prediction("a", "en", None, "the cat", "the", 1.0),
+        Prediction("b", "de", None, "", "", 1.0, no_speech=True),
+    ]
     assert score_predictions(rows, processing_s=1).overall["headline"] == 0.5
 
 
@@ -106,9 +109,9 @@ def test_a_report_read_back_is_the_score(tmp_path: Path) -> None:
     path = write_report(tmp_path / "new" / "report", score, PREDICTIONS, artefact={"sha256": "ab"}, settings=settings)
     assert path == tmp_path / "new" / "report" / "report.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert list(content) == ["artefact", "overall", "languages", "settings"]
+    assert list(content) == ["artefact", "overall", "languages", "confusion", "error_by", "worst", "settings"]
     assert content["artefact"] == {"sha256": "ab"}
-    assert Score(content["overall"], content["languages"]) == score
+    assert Score.from_report(content) == score
     assert content["settings"] == {
         "infer.compute": "fp16",
         "manifest": "some/where.jsonl",
@@ -134,6 +137,17 @@ def test_predictions_are_one_object_a_line_raw_and_normalised(tmp_path: Path) ->
         "reference_norm": "еще мой",
         "hypothesis_norm": "еще мой",
         "duration_s": 4.0,
+        "task": "transcribe",
+        "speaker": None,
+        "test_set": None,
+        "no_speech": False,
+        "loudness_dbfs": None,
+        "snr_db": None,
+        "is_cut": False,
+        "metric": "wer",
+        "edits": 0,
+        "units": 2,
+        "signs": [],
     }
     assert rows[2]["detected_language"] is None
 
@@ -190,7 +204,9 @@ def test_the_table_marks_the_headline_rate_of_each_language() -> None:
 
 
 def test_a_score_without_rates_still_makes_a_table() -> None:
-    text = _show(render_table(score_predictions([Prediction("a", "en", None, "", "", 7200.0)], processing_s=0)))
+    text = _show(
+        render_table(score_predictions([Prediction("a", "en", None, "", "", 7200.0, no_speech=True)], processing_s=0))
+    )
     assert _row(text, "en") == ["en", "* –", "–", "–", "1", "2 h 00 min"]
 
 

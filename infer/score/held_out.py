@@ -32,9 +32,19 @@ def read_held_out(sources: Sequence[Source]) -> tuple[Row, ...]:
 
 
 def transcribe_rows(
-    transcriber: Transcriber, rows: Sequence[Row], *, on_progress: Callable[[int], None] | None = None
+    transcriber: Transcriber,
+    rows: Sequence[Row],
+    *,
+    test_set: str | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Prediction], float]:
     """Transcribe rows with the language detected or fixed as the transcriber's settings say.
+
+    Args:
+        transcriber: the artefact and how to decode.
+        rows: of one set.
+        test_set: name of the set, written beside each prediction.
+        on_progress: called with the number of windows done after each batch.
 
     Returns:
         Predictions in the order of the rows, and the seconds that decoding audio, features, search and text took.
@@ -54,6 +64,11 @@ def transcribe_rows(
             reference=row.text,
             hypothesis=transcript.text,
             duration_s=transcript.duration_s,
+            task=row.task,
+            speaker=row.speaker or None,
+            test_set=test_set,
+            no_speech=row.no_speech,
+            is_cut=transcript.is_cut,
         )
         for row, transcript in zip(rows, transcripts, strict=True)
     ]

@@ -10,8 +10,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from infer.score.evaluation import Prediction, Score
-from infer.score.normalise import NORMALISER_VERSION, normalise
+from infer.score.evaluation import Score
+from infer.score.normalise import NORMALISER_VERSION
+from infer.score.utterances import Prediction, Utterance, count_utterance
 
 _ABSENT = "–"
 _COMPARISON_CAPTION = "change in points, less is better; found: language detected; all: mean over languages"
@@ -33,7 +34,7 @@ def write_report(
     Args:
         report_dir: made if missing.
         score: from `score_predictions` on the same predictions.
-        predictions: every utterance, written one a line with both texts raw and normalised.
+        predictions: every utterance, written one a line with both texts raw and normalised, its edits and signs.
         artefact: what was scored: name, hashes, precision.
         settings: how it was decoded; `normaliser_version` is added here.
 
@@ -45,9 +46,13 @@ def write_report(
         "artefact": dict(artefact),
         "overall": score.overall,
         "languages": score.languages,
+        "confusion": score.confusion,
+        "error_by": score.error_by,
+        "worst": score.worst,
         "settings": {**settings, "normaliser_version": NORMALISER_VERSION},
     }
-    lines = "".join(_json(_prediction_row(prediction)) + "\n" for prediction in predictions)
+    utterances = score.utterances or tuple(map(count_utterance, predictions))
+    lines = "".join(_json(_utterance_row(utterance)) + "\n" for utterance in utterances)
     report_path = report_dir / "report.json"
     try:
         document = _json(report, indent=2) + "\n"
@@ -106,18 +111,49 @@ def render_before_after(
     return table
 
 
-def _prediction_row(prediction: Prediction) -> dict[str, Any]:
+def _utterance_row(utterance: Utterance) -> dict[str, Any]:
     """One line of `predictions.jsonl`, keys in the order of reading."""
+    prediction = utterance.prediction
     return {
         "id": prediction.id,
         "language": prediction.language,
         "detected_language": prediction.detected_language,
         "reference": prediction.reference,
         "hypothesis": prediction.hypothesis,
-        "reference_norm": normalise(prediction.reference, prediction.language),
-        "hypothesis_norm": normalise(prediction.hypothesis, prediction.language),
+        "reference_norm": utterance.reference_norm,
+        "hypothesis_norm": utterance.hypothesis_norm,
         "duration_s": prediction.duration_s,
+        "task": prediction.task,
+        "speaker": prediction.speaker,
+        "test_set": prediction.test_set,
+        "no_speech": prediction.no_speech,
+        "loudness_dbfs": prediction.loudness_dbfs,
+        "snr_db": prediction.snr_db,
+        "is_cut": prediction.is_cut,
+        "metric": utterance.metric,
+        "edits": utterance.num_edits,
+        "units": utterance.counts.num_units,
+        "signs": utterance.signs,
     }
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read a `predictions.jsonl` back, also one of an older version, so that it can be scored or compared again.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a line is no prediction.
+    """
+    names = {field.name for field in dataclasses.fields(Prediction)}
+    predictions = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                predictions.append(Prediction(**{name: row[name] for name in names & row.keys()}))
+            except (ValueError, TypeError, AttributeError) as e:
+                raise ValueError(f"{path}:{number} is no prediction: {e}; write the report again") from e
+    return predictions
 
 
 def _json(value: Any, *, indent: int | None = None) -> str:
