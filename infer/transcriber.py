@@ -4,44 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from data.audio import SAMPLING_RATE, Waveform, load_waveform
+from data.audio import SAMPLING_RATE, Waveform
 from data.features import FRAMES_PER_S, HOP_LENGTH, LogMel
-from data.rows import StoredAudio, encoded
 from data.texts import join_texts
+from data.windows import Windows
 from infer.ahead import ahead
 from infer.artefact import Artefact
 from infer.decoding import Decoded, Decoder, DecodeSettings, judged
 from infer.longform import cut_at_quiet
+from infer.reading import TokenReader
+from infer.recordings import Block, Clip, load_blocks
 from infer.sequential import SequentialRecording
 from infer.subtitles import Segment
 from infer.timing import Stopwatch
 
 __all__ = ["Clip", "Stopwatch", "Transcriber", "Transcript", "best_device"]
-
-BLOCK_S = 3600.0  # seconds of audio in memory at once, twice: one block is read while the last is decoded
-FILES_AHEAD = 4  # for each core, while files are read
-
-
-@dataclass(frozen=True)
-class Clip:
-    """What to transcribe: a file, or a part of one."""
-
-    audio: Path | StoredAudio
-    """A file, or a clip inside an archive."""
-    offset_s: float | None = None
-    duration_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +48,34 @@ class Transcript:
     """What each window said, with its `avg_logprob`, `no_speech_prob`, `compression_ratio` and `temperature`."""
 
 
+class RuntimeArtefact(Protocol):
+    """What is asked of an artefact that another runtime loaded."""
+
+    @property
+    def windows(self) -> Windows:
+        """Rule that the model was trained with."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """With Whisper's special tokens."""
+
+    @property
+    def model(self) -> Any:
+        """Holds `config`, and the `device` and `dtype` that features are wanted in."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what stands beside every number."""
+
+
+class WindowDecoder(Protocol):
+    """Decodes batches of windows, in torch or in another runtime."""
+
+    def decode(
+        self, input_features: Tensor, settings: DecodeSettings, *, languages: Sequence[str] | None = None
+    ) -> list[Decoded]:
+        """Return what each window says, as `Decoder.decode` does."""
+
+
 @dataclass(frozen=True)
 class _Piece:
     """One window to decode."""
@@ -77,10 +92,11 @@ class Transcriber:
 
     def __init__(
         self,
-        artefact: Artefact,
+        artefact: Artefact | RuntimeArtefact,
         settings: DecodeSettings | None = None,
         *,
         batch_size: int = 16,
+        decoder: WindowDecoder | None = None,
         batch_audio_s: float | None = None,
     ) -> None:
         """Remember the artefact and how to decode.
@@ -89,6 +105,7 @@ class Transcriber:
             artefact: from `load_artefact`.
             settings: how to decode; greedy with language detection where none are given.
             batch_size: windows decoded together, at most.
+            decoder: of another runtime; None decodes in torch.
             batch_audio_s: seconds of windows decoded together, at most, so that short windows make larger batches up
                 to `batch_size`; None has no such limit.
         """
@@ -103,7 +120,10 @@ class Transcriber:
         self.log_mel = LogMel(artefact.model.config.num_mel_bins)
         self.processing_s = 0.0
         """Wall time of features, search and text so far, the device brought to a stop; reading files is not in it."""
-        self._decoder = Decoder(artefact.model, artefact.tokenizer)
+        self._decoder = decoder if decoder is not None else _torch_decoder(artefact)
+        self._reader = TokenReader(artefact.tokenizer)
+        if self.settings.condition_on_previous_text and not isinstance(self._decoder, Decoder):
+            raise ValueError("decoding.condition_on_previous_text=true needs the torch runtime; give false")
 
     def transcribe(
         self,
@@ -151,7 +171,7 @@ class Transcriber:
             raise ValueError(f"{len(languages)} languages were given for {len(sources)} sources")
         wanted = [self.settings.language] * len(sources) if languages is None else list(languages)
         by_times = self.settings.long_form == "sequential"
-        for block in ahead(_blocks(sources)):
+        for block in ahead(load_blocks(sources)):
             decode = self._sequentially if by_times else self._in_pieces
             yield from decode(block, wanted, on_progress or (lambda _: None))
 
@@ -171,11 +191,11 @@ class Transcriber:
         self.processing_s = before
 
     def _in_pieces(
-        self, block: _Block, wanted: Sequence[str], on_progress: Callable[[int], None]
+        self, block: Block, wanted: Sequence[str], on_progress: Callable[[int], None]
     ) -> Iterator[tuple[int, Transcript]]:
         """Cut long recordings at quiet points and decode all pieces in any order."""
         pieces: list[_Piece] = []
-        parts: dict[int, dict[int, Decoded]] = {}
+        parts: dict[int, dict[int, Decoded | None]] = {}
         for source, waveform in block:
             cut = cut_at_quiet(waveform)
             indices = range(len(pieces), len(pieces) + len(cut))
@@ -187,19 +207,20 @@ class Transcriber:
             for i, decoded in zip(batch, results, strict=True):
                 parts[pieces[i].source][i] = decoded
             for source in dict.fromkeys(pieces[i].source for i in batch):
-                if all(decoded is not None for decoded in parts[source].values()):
-                    found = parts.pop(source)
-                    yield source, _join([(pieces[i], decoded) for i, decoded in found.items()], durations_s[source])
+                done = [(pieces[i], decoded) for i, decoded in parts[source].items() if decoded is not None]
+                if len(done) == len(parts[source]):
+                    del parts[source]
+                    yield source, _join(done, durations_s[source])
 
     def _sequentially(
-        self, block: _Block, wanted: Sequence[str], on_progress: Callable[[int], None]
+        self, block: Block, wanted: Sequence[str], on_progress: Callable[[int], None]
     ) -> Iterator[tuple[int, Transcript]]:
         """Decode the next window of every recording, again and again, until all are read."""
         settings = self.settings
         waveforms = dict(block)
         recordings = {
             source: SequentialRecording(
-                len(waveform) / SAMPLING_RATE, self._decoder.reader, conditioned=settings.condition_on_previous_text
+                len(waveform) / SAMPLING_RATE, self._reader, conditioned=settings.condition_on_previous_text
             )
             for source, waveform in block
         }
@@ -246,7 +267,7 @@ class Transcriber:
                         features,
                         self.settings,
                         languages=[languages[pieces[i].source] for i in batch],
-                        prompts=None if prompts is None else [prompts[i] for i in batch],
+                        **({} if prompts is None else {"prompts": [prompts[i] for i in batch]}),
                     )
                 self.processing_s += watch.elapsed_s
                 yield batch, results
@@ -268,52 +289,6 @@ class Transcriber:
             indices = list(group)
             size = self._num_together(num_frames)
             yield from (indices[start : start + size] for start in range(0, len(indices), size))
-
-
-_Block: TypeAlias = list[tuple[int, Waveform]]
-
-
-def _blocks(sources: Sequence[Path | Clip | Waveform]) -> Iterator[_Block]:
-    """Yield sources, loaded, in blocks of about an hour."""
-    block: _Block = []
-    block_s = 0.0
-    for item in enumerate(_load_all(sources)):
-        block.append(item)
-        block_s += len(item[1]) / SAMPLING_RATE
-        if block_s >= BLOCK_S:
-            yield block
-            block, block_s = [], 0.0
-    if block:
-        yield block
-
-
-def _load_all(sources: Iterable[Path | Clip | Waveform]) -> Iterator[Waveform]:
-    """Load in threads, a few ahead of the reader."""
-    with ThreadPoolExecutor() as pool:
-        waiting: deque[Future[Waveform]] = deque()
-        try:
-            for source in sources:
-                waiting.append(pool.submit(_load, source))
-                if len(waiting) >= FILES_AHEAD * (os.cpu_count() or 1):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _load(source: Path | Clip | Waveform) -> Waveform:
-    if isinstance(source, np.ndarray):
-        return source
-    clip = Clip(source) if isinstance(source, Path) else source
-    return load_waveform(
-        encoded(clip.audio),
-        offset_s=clip.offset_s,
-        duration_s=clip.duration_s,
-        max_duration_s=None,
-        name=str(clip.audio),
-    )
 
 
 def _finished(recording: SequentialRecording) -> Transcript:
@@ -352,6 +327,12 @@ def _join(parts: Sequence[tuple[_Piece, Decoded]], duration_s: float) -> Transcr
         is_cut=any(decoded.is_cut for _, decoded in parts),
         windows=tuple(decoded for _, decoded in parts),
     )
+
+
+def _torch_decoder(artefact: Artefact | RuntimeArtefact) -> WindowDecoder:
+    if not isinstance(artefact, Artefact):
+        raise TypeError("an artefact of another runtime needs the decoder of that runtime")
+    return Decoder(artefact.model, artefact.tokenizer)
 
 
 def best_device() -> torch.device:
