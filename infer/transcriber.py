@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,36 +16,18 @@ from transformers import PreTrainedTokenizerBase
 
 from data.audio import SAMPLING_RATE, Waveform
 from data.features import FRAMES_PER_S, HOP_LENGTH, LogMel
-from data.texts import join_texts
 from data.windows import Windows
 from infer.ahead import ahead
 from infer.artefact import Artefact
-from infer.decoding import Decoded, Decoder, DecodeSettings, judged
+from infer.decoding import Decoded, Decoder, DecodeSettings
 from infer.longform import cut_at_quiet
 from infer.reading import TokenReader
 from infer.recordings import Block, Clip, load_blocks
 from infer.sequential import SequentialRecording
-from infer.subtitles import Segment
 from infer.timing import Stopwatch
+from infer.transcript import Transcript, join_pieces, join_sequential
 
 __all__ = ["Clip", "Stopwatch", "Transcriber", "Transcript", "best_device"]
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What a recording says."""
-
-    text: str
-    language: str
-    """ISO code; of the first piece, where a recording was cut into several."""
-    detected_language: str
-    language_probability: float
-    duration_s: float
-    segments: tuple[Segment, ...]
-    is_cut: bool
-    """True if decoding reached the token limit somewhere; the text may then lack its end."""
-    windows: tuple[Decoded, ...] = field(default=(), compare=False, repr=False)
-    """What each window said, with its `avg_logprob`, `no_speech_prob`, `compression_ratio` and `temperature`."""
 
 
 class RuntimeArtefact(Protocol):
@@ -85,6 +67,10 @@ class _Piece:
     waveform: Waveform
     num_frames: int
     """Of the window."""
+
+    @property
+    def end_s(self) -> float:
+        return self.start_s + len(self.waveform) / SAMPLING_RATE
 
 
 class Transcriber:
@@ -207,10 +193,14 @@ class Transcriber:
             for i, decoded in zip(batch, results, strict=True):
                 parts[pieces[i].source][i] = decoded
             for source in dict.fromkeys(pieces[i].source for i in batch):
-                done = [(pieces[i], decoded) for i, decoded in parts[source].items() if decoded is not None]
+                done = [
+                    (pieces[i].start_s, pieces[i].end_s, decoded)
+                    for i, decoded in parts[source].items()
+                    if decoded is not None
+                ]
                 if len(done) == len(parts[source]):
                     del parts[source]
-                    yield source, _join(done, durations_s[source])
+                    yield source, join_pieces(done, durations_s[source])
 
     def _sequentially(
         self, block: Block, wanted: Sequence[str], on_progress: Callable[[int], None]
@@ -243,7 +233,7 @@ class Transcriber:
                 for i, decoded in zip(batch, results, strict=True):
                     recordings[pieces[i].source].take(decoded)
             for source in [source for source, recording in recordings.items() if recording.is_done]:
-                yield source, _finished(recordings.pop(source))
+                yield source, join_sequential(recordings.pop(source))
             is_first = False
 
     def _piece(self, source: int, start_s: float, waveform: Waveform) -> _Piece:
@@ -289,44 +279,6 @@ class Transcriber:
             indices = list(group)
             size = self._num_together(num_frames)
             yield from (indices[start : start + size] for start in range(0, len(indices), size))
-
-
-def _finished(recording: SequentialRecording) -> Transcript:
-    first = recording.windows[0]
-    return Transcript(
-        text=join_texts((segment.text for segment in recording.segments), first.language),
-        language=first.language,
-        detected_language=first.detected_language,
-        language_probability=first.language_probability,
-        duration_s=recording.duration_s,
-        segments=tuple(recording.segments),
-        is_cut=any(decoded.is_cut for decoded in recording.windows),
-        windows=tuple(recording.windows),
-    )
-
-
-def _join(parts: Sequence[tuple[_Piece, Decoded]], duration_s: float) -> Transcript:
-    first = parts[0][1]
-    segments: list[Segment] = []
-    for piece, decoded in parts:
-        end_s = piece.start_s + len(piece.waveform) / SAMPLING_RATE
-        if decoded.segments:
-            segments += [
-                replace(s, start_s=min(piece.start_s + s.start_s, end_s), end_s=min(piece.start_s + s.end_s, end_s))
-                for s in decoded.segments
-            ]
-        elif decoded.text:
-            segments.append(judged(Segment(piece.start_s, end_s, decoded.text), decoded))
-    return Transcript(
-        text=join_texts((decoded.text for _, decoded in parts if decoded.text), first.language),
-        language=first.language,
-        detected_language=first.detected_language,
-        language_probability=first.language_probability,
-        duration_s=duration_s,
-        segments=tuple(segments),
-        is_cut=any(decoded.is_cut for _, decoded in parts),
-        windows=tuple(decoded for _, decoded in parts),
-    )
 
 
 def _torch_decoder(artefact: Artefact | RuntimeArtefact) -> WindowDecoder:
