@@ -43,8 +43,8 @@ from scripts.settings import build, entry_point, to_plain
 
 LEGEND = (
     "weights: as they lie in memory while computing; {memory}",
-    "p50, p95: one clip at a time, from the file to the text; RTFx: seconds of audio a second, in batches, from the "
-    "file to the text",
+    "p50, p95: one clip at a time, from the file to the text; RTFx: seconds of audio a second in batches, from samples "
+    "to text, reading files aside",
     "floor: operations and bytes of the mean clip over the matmul and copy rates measured here; no program on this "
     "device is faster",
     "error: mean over languages of WER, or of CER where words are written without spaces; same text: identical to the "

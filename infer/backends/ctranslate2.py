@@ -7,6 +7,7 @@ with, and its search starts from the same prefix. Shapes: `B` clips, `M` mel bin
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,9 +151,9 @@ class CTranslate2Decoder:
             )
         features = np.ascontiguousarray(input_features.numpy())
         hidden = self.artefact.runtime.encode(self._ctranslate2.StorageView.from_array(features), to_cpu=False)
-        codes, probabilities = self._detect(hidden)
-        wanted = [settings.language] * len(codes) if languages is None else list(languages)
-        chosen = [code if want == "auto" else want for want, code in zip(wanted, codes, strict=True)]
+        wanted = [settings.language] * len(features) if languages is None else list(languages)
+        detected = self._detect(hidden, settings, wanted)
+        chosen = [code if want == "auto" else want for want, (code, _) in zip(wanted, detected, strict=True)]
         prompts = [list(self.label_builder.prefix_ids(code, settings.task, timestamps=False)) for code in chosen]
         num_positions = features.shape[2] // 2
         limit = self._token_limit(settings, num_positions, len(prompts[0]))
@@ -169,8 +170,8 @@ class CTranslate2Decoder:
             Decoded(
                 text=self.artefact.tokenizer.decode(result.sequences_ids[0], skip_special_tokens=True).strip(),
                 language=chosen[i],
-                detected_language=codes[i],
-                language_probability=probabilities[i],
+                detected_language=detected[i][0],
+                language_probability=detected[i][1],
                 segments=(),
                 is_cut=len(result.sequences_ids[0]) >= limit,
             )
@@ -181,12 +182,29 @@ class CTranslate2Decoder:
         wanted = settings.max_new_tokens or EXTRA_TOKENS + num_positions * MAX_TOKENS_PER_S // POSITIONS_PER_S
         return int(min(wanted, self.artefact.model.config.max_target_positions - prefix_length))
 
-    def _detect(self, hidden: Any) -> tuple[list[str], list[float]]:
+    def _detect(self, hidden: Any, settings: DecodeSettings, wanted: Sequence[str]) -> list[tuple[str, float]]:
+        if not settings.detect_language and "auto" not in wanted:
+            return [(code, math.nan) for code in wanted]
         if self._detector is not None:
-            on_cpu = hidden.to_device(self._ctranslate2.Device.cpu) if str(hidden.device) != "cpu" else hidden
-            states = torch.from_numpy(np.array(on_cpu.to(self._ctranslate2.DataType.float32)))
-            with torch.inference_mode():
-                return self._detector._detect(states)
-        found = self.artefact.runtime.detect_language(hidden)
-        best = [ranked[0] for ranked in found]
-        return [token[2:-2] for token, _ in best], [float(probability) for _, probability in best]
+            on_cpu = hidden if hidden.device == "cpu" else hidden.to_device(self._ctranslate2.Device.cpu)
+            states = np.array(on_cpu.to(self._ctranslate2.DataType.float32))
+            return self._detector.detect_languages(torch.from_numpy(states))
+        best = [ranked[0] for ranked in self.artefact.runtime.detect_language(hidden)]
+        return [(token[2:-2], float(probability)) for token, probability in best]
+
+
+def _verify_settings(settings: DecodeSettings) -> None:
+    """Stop where the same settings would not mean the same search."""
+    unlike = {
+        "timestamps": settings.timestamps,
+        "long_form": settings.long_form == "sequential",
+        "temperature": settings.temperature != (0.0,),
+        "no_speech_threshold": settings.no_speech_threshold is not None,
+        "max_repetitions": settings.max_repetitions is not None,
+    }
+    for name, is_unlike in unlike.items():
+        if is_unlike:
+            raise ValueError(
+                f"decoding.{name}={getattr(settings, name)} is not offered under CTranslate2; "
+                "type decoding=greedy or decoding=beam5"
+            )

@@ -28,7 +28,8 @@ from infer.compare.floor import ITEM_BYTES, count_work, describe_floor, measure_
 from infer.compare.memory import MemoryMeter, weights_bytes
 from infer.decoding import DecodeSettings
 from infer.score.held_out import read_held_out, transcribe_rows
-from infer.transcriber import Clip, Stopwatch, Transcriber
+from infer.timing import Stopwatch
+from infer.transcriber import Clip, Transcriber
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -96,8 +97,7 @@ def measure(request: Request) -> dict[str, Any]:
     chosen = spread(rows, request.latency_clips)
     clips = [Clip(row.audio, row.offset_s, row.duration_s) for row in chosen]
     with meter:
-        transcriber.transcribe(clips[:1])  # the first call allocates, and picks its kernels
-        transcriber.transcribe(clips[: request.batch_size])
+        transcriber.transcribe(clips)  # the first calls allocate, and pick their kernels
         latency_s = _time_one_by_one(transcriber, clips, request.repeats, device)
         predictions, processing_s = transcribe_rows(transcriber, rows)
     num_frames = [transcriber.artefact.windows.num_frames(min(p.duration_s, 30.0)) for p in predictions]

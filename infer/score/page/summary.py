@@ -118,7 +118,7 @@ def _how_fast(entry: Entry, precision: Mapping[str, Any] | None) -> Answer:
     rtfx = entry.score.overall["rtfx"]
     shown = "not measured" if rtfx is None else f"{rtfx:.1f} × real time"
     artefact = entry.artefact
-    where = f"In batches on {artefact['device']}, from the file to the text, computing in {artefact['compute']}."
+    where = f"In batches on {artefact['device']}, from samples to text, computing in {artefact['compute']}."
     if precision is not None:
         measured = [row for row in precision["rows"] if "absent" not in row]
         quickest = min(measured, key=lambda row: row["latency_p50_s"])
