@@ -6,12 +6,12 @@ python scripts/evaluate.py artefact=[base,runs/a/export] dataset.test=[new.jsonl
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,15 @@ from typing import Any
 if not __package__:  # run by path: scripts/ would hide the package `train` and the library `evaluate`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from data.settings import DatasetSettings
 from data.sources import Source
 from infer.artefact import amend_record, load_artefact
-from infer.decoding import DecodeSettings
 from infer.score.contest import Duel, Entry, Forgetting, find_forgetting, hold_duels, render_contest
 from infer.score.evaluation import Prediction, Score, score_predictions
 from infer.score.held_out import transcribe_rows
@@ -36,83 +35,11 @@ from infer.score.metrics import compute_named_metrics
 from infer.score.page.page import PageSettings, write_page
 from infer.score.report import render_table, write_report
 from infer.score.sets import HeldOutSet, name_artefacts, read_sets
+from infer.score.sharing import Share
 from infer.transcriber import Transcriber, best_device
+from scripts.evaluate_settings import EvaluateSettings
 from scripts.settings import build, entry_point, to_plain
 from train.tracked_report import track_report
-from train.tracking import TrackerSettings
-
-
-@dataclass(frozen=True)
-class InferSettings:
-    """The `infer` group."""
-
-    compute: str = "auto"
-    batch_size: int = 32
-
-
-@dataclass(frozen=True)
-class ReportSettings:
-    """The `report` group."""
-
-    dir: str | None = None
-    record: bool = False
-    html: bool = True
-    max_clips: int = 20
-    max_mib: float = 4.0
-
-    def __post_init__(self) -> None:
-        if self.max_clips < 0 or self.max_mib < 0:
-            raise ValueError("report.max_clips and report.max_mib must be 0 or more")
-
-
-@dataclass(frozen=True)
-class RetentionSettings:
-    """The `retention` group."""
-
-    targets: tuple[str, ...] = ()
-    """Languages, sets, or both, that the training was for."""
-    sets: tuple[str | Source, ...] = ()
-    """Held-out sets that it was not for."""
-    max_forgetting: float = 0.005
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_forgetting < 1:
-            raise ValueError(f"retention.max_forgetting={self.max_forgetting} is a fraction, such as 0.005")
-
-
-@dataclass(frozen=True)
-class ScoringSettings:
-    """The `scoring` group."""
-
-    metrics: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """One evaluation."""
-
-    artefact: tuple[str, ...]
-    """Folders; the first is what the others are compared with."""
-    dataset: DatasetSettings
-    """Only `test` is looked at."""
-    decoding: DecodeSettings
-    scoring: ScoringSettings
-    infer: InferSettings
-    report: ReportSettings
-    retention: RetentionSettings = field(default_factory=RetentionSettings)
-    tracker: TrackerSettings = field(default_factory=lambda: TrackerSettings(name="none"))
-
-    def __post_init__(self) -> None:
-        if not self.artefact:
-            raise ValueError("artefact= names none; type artefact=runs/demo/export")
-        asks_retention = bool(self.retention.targets or self.retention.sets)
-        if asks_retention and len(self.artefact) < 2:
-            raise ValueError("retention compares before with after; type artefact=[BEFORE,AFTER]")
-
-    def sources(self) -> tuple[Source, ...]:
-        """Return the held-out sets, those of `retention.sets` last."""
-        kept = dataclasses.replace(self.dataset, test=self.retention.sets).sources("test")
-        return (*self.dataset.sources("test"), *kept)
 
 
 @dataclass(frozen=True)
@@ -154,34 +81,57 @@ def evaluate_artefact(settings: EvaluateSettings, *, console: Console) -> Evalua
     return Evaluation(found.entries[0].score, found.entries[0].predictions, found.reports[0])
 
 
-def evaluate_all(settings: EvaluateSettings, *, console: Console) -> Findings:
+def evaluate_all(settings: EvaluateSettings, *, console: Console, share: Share | None = None) -> Findings:
     """Transcribe every set through every artefact, score them and write the reports.
+
+    Args:
+        settings: what to evaluate.
+        console: where it is said.
+        share: what this process takes of each set; the first process writes.
 
     Raises:
         ValueError: for a set or an artefact that cannot be used whole.
     """
+    share = share or Share()
     sources = settings.sources()
     sets = read_sets(sources)
     names = name_artefacts(settings.artefact)
     targets = find_targets(settings, [s.name for s in sets])
     folder = report_dir(settings, names)
-    entries, reports = [], []
+    entries = []
     for path, name in zip(settings.artefact, names, strict=True):
-        entry = _evaluate_one(settings, path, name, sets, console=console)
-        entries.append(entry)
-        reports.append(_write(settings, entry, folder if len(names) == 1 else folder / name, sources))
-        if settings.report.record:
-            recorded = {"overall": entry.score.overall, "languages": entry.score.languages}
-            amend_record(Path(path), evaluation={**recorded, **_facts(settings, sources)})
+        own = folder if len(names) == 1 else folder / name
+        entries.append(_evaluate_one(settings, path, name, sets, console=console, share=share, folder=own))
     duels = hold_duels(entries)
     forgetting = (
         find_forgetting(entries, targets=targets, max_forgetting=settings.retention.max_forgetting) if targets else []
     )
-    if duels:
+    findings = Findings(tuple(entries), (), tuple(duels), tuple(forgetting), None)
+    return findings if share.rank else _write_all(settings, findings, folder, sets, sources, targets)
+
+
+def _write_all(
+    settings: EvaluateSettings,
+    findings: Findings,
+    folder: Path,
+    sets: Sequence[HeldOutSet],
+    sources: Sequence[Source],
+    targets: set[str],
+) -> Findings:
+    """Write and track everything, and return the findings with where it stands."""
+    facts = _facts(settings, sources)
+    reports = []
+    for path, entry in zip(settings.artefact, findings.entries, strict=True):
+        own = folder if len(findings.entries) == 1 else folder / entry.name
+        reports.append(_write(entry, own, facts))
+        if settings.report.record:
+            recorded = {"overall": entry.score.overall, "languages": entry.score.languages}
+            amend_record(Path(path), evaluation={**recorded, **facts})
+    if findings.duels:
         comparison = {
-            "duels": [duel.describe() for duel in duels],
-            "retention": [lost.describe() for lost in forgetting],
-            "settings": {**_facts(settings, sources), "targets": sorted(targets)},
+            "duels": [duel.describe() for duel in findings.duels],
+            "retention": [lost.describe() for lost in findings.forgetting],
+            "settings": {**facts, "targets": sorted(targets)},
         }
         text = json.dumps(comparison, ensure_ascii=False, indent=2, allow_nan=False)
         (folder / "comparison.json").write_text(text + "\n", encoding="utf-8")
@@ -189,14 +139,16 @@ def evaluate_all(settings: EvaluateSettings, *, console: Console) -> Findings:
     if settings.report.html:
         page = write_page(
             folder,
-            entries,
-            duels,
-            forgetting,
+            findings.entries,
+            findings.duels,
+            findings.forgetting,
             rows={row.id: row for held_out in sets for row in held_out.rows},
             settings=PageSettings(max_clips=settings.report.max_clips, max_mib=settings.report.max_mib),
         )
-    track_report(settings.tracker, folder, entries, duels, forgetting, page=page, config=_facts(settings, sources))
-    return Findings(tuple(entries), tuple(reports), tuple(duels), tuple(forgetting), page)
+    track_report(
+        settings.tracker, folder, findings.entries, findings.duels, findings.forgetting, page=page, config=facts
+    )
+    return replace(findings, reports=tuple(reports), page=page)
 
 
 def find_targets(settings: EvaluateSettings, names: Sequence[str]) -> set[str]:
@@ -207,15 +159,23 @@ def find_targets(settings: EvaluateSettings, names: Sequence[str]) -> set[str]:
 
 
 def _evaluate_one(
-    settings: EvaluateSettings, path: str, name: str, sets: Sequence[HeldOutSet], *, console: Console
+    settings: EvaluateSettings,
+    path: str,
+    name: str,
+    sets: Sequence[HeldOutSet],
+    *,
+    console: Console,
+    share: Share,
+    folder: Path,
 ) -> Entry:
-    artefact = load_artefact(path, compute=settings.infer.compute, device=best_device())
+    artefact = load_artefact(path, compute=settings.infer.compute, device=_device(share))
     console.print(
         f"{artefact.path}: stored in {artefact.stored}, computing in {artefact.compute} on {artefact.model.device} "
         f"({artefact.reason}); sha256 {artefact.sha256[:12]}",
         highlight=False,
     )
     transcriber = Transcriber(artefact, settings.decoding, batch_size=settings.infer.batch_size)
+    transcriber.warm_up()
     scores: dict[str, Score] = {}
     predictions: list[Prediction] = []
     times_s: list[float] = []
@@ -234,6 +194,8 @@ def _evaluate_one(
                 held_out.rows,
                 test_set=held_out.name,
                 on_progress=partial(bar.advance, task),
+                share=share,
+                partial_dir=folder if artefact.sha256 else None,  # what was heard so far is kept if this is stopped
             )
             if len(sets) > 1:
                 scores[held_out.name] = score_predictions(found, processing_s=processing_s)
@@ -244,9 +206,25 @@ def _evaluate_one(
     return Entry(name, artefact.describe(), score, scores or {sets[0].name: score}, tuple(predictions))
 
 
-def _write(settings: EvaluateSettings, entry: Entry, folder: Path, sources: Sequence[Source]) -> Path:
+def _device(share: Share) -> torch.device:
+    if share.world_size > 1 and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", share.rank)))
+    return best_device()
+
+
+def find_share() -> Share:
+    """Return what this process takes where `accelerate launch` or torchrun started several, else all."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Share()
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState()
+    return Share(state.process_index, state.num_processes, gather=lambda item: list(gather_object([item])))
+
+
+def _write(entry: Entry, folder: Path, facts: dict[str, Any]) -> Path:
     """Write the report over all sets, and where there are several, one of each below `sets/`."""
-    facts = _facts(settings, sources)
     if len(entry.sets) > 1:
         for name, score in entry.sets.items():
             own = [p for p in entry.predictions if p.test_set == name]
@@ -293,8 +271,9 @@ def show(findings: Findings, console: Console) -> None:
 @entry_point("evaluate")
 def main(config: DictConfig) -> int:
     """Evaluate."""
-    console = Console()
-    findings = evaluate_all(build_settings(config), console=console)
+    share = find_share()
+    console = Console(quiet=share.rank > 0)
+    findings = evaluate_all(build_settings(config), console=console, share=share)
     show(findings, console)
     for report in findings.reports:
         console.print(f"report: {report}", soft_wrap=True, highlight=False)

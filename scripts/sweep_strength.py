@@ -36,7 +36,7 @@ from infer.score.held_out import transcribe_rows
 from infer.score.sets import HeldOutSet, read_sets
 from infer.score.statistics import Comparison
 from infer.transcriber import Transcriber, best_device
-from scripts.evaluate import InferSettings, RetentionSettings
+from scripts.evaluate_settings import InferSettings, RetentionSettings
 from scripts.export import read_run
 from scripts.settings import build, entry_point, to_plain
 from train.strength import export_strength, load_endpoints, verify_strengths

@@ -143,12 +143,9 @@ class CTranslate2Decoder:
             languages: language of each clip, in place of `settings.language`.
 
         Raises:
-            ValueError: for timestamps, which are not read back from CTranslate2 here.
+            ValueError: for settings that CTranslate2's search does not have as ours has them.
         """
-        if settings.timestamps:
-            raise ValueError(
-                "decoding.timestamps=true is not offered under CTranslate2; type decoding.timestamps=false"
-            )
+        _verify_settings(settings)
         features = np.ascontiguousarray(input_features.numpy())
         hidden = self.artefact.runtime.encode(self._ctranslate2.StorageView.from_array(features), to_cpu=False)
         wanted = [settings.language] * len(features) if languages is None else list(languages)

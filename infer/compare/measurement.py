@@ -115,7 +115,8 @@ def measure(request: Request) -> dict[str, Any]:
 
 
 def _open(request: Request, arithmetic: Arithmetic, device: torch.device) -> Transcriber:
-    settings = DecodeSettings(**request.decoding)
+    decoding: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request.decoding.items()}
+    settings = DecodeSettings(**decoding)
     if arithmetic.runtime == "torch":
         artefact = load_artefact(request.artefact, compute=arithmetic.dtype, device=device)
         return Transcriber(artefact, settings, batch_size=request.batch_size)
