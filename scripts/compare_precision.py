@@ -24,6 +24,7 @@ from data.settings import DatasetSettings
 from infer.artefact import load_artefact
 from infer.compare.arithmetic import (
     ARITHMETICS,
+    REFERENCE,
     Arithmetic,
     DeviceFacts,
     choose_arithmetics,
@@ -125,9 +126,9 @@ def compare_precision(settings: CompareSettings, *, console: Console) -> dict[st
             with console.status(f"measuring {arithmetic.title}: {describe_arithmetic(arithmetic, facts)}"):
                 request = _request(settings, arithmetic, device, converted)
                 found[arithmetic.name] = measure_in_process(request, Path(folder))
+            if arithmetic.name == REFERENCE and "failed" in found[REFERENCE]:
+                raise RuntimeError(f"FP32, which all others are compared with: {found[REFERENCE]['failed']}")
             _say(console, arithmetic, found[arithmetic.name])
-    if "predictions" not in found["fp32"]:
-        raise RuntimeError(f"FP32, which all others are compared with, could not be measured: {found['fp32']}")
     rows = build_rows(arithmetics, found, margin=settings.margin)
     record = {
         "artefact": {key: described[key] for key in ("path", "sha256", "stored", "windows_s")},

@@ -34,7 +34,7 @@ from infer.score.held_out import transcribe_rows
 from infer.score.metrics import compute_named_metrics
 from infer.score.page.page import PageSettings, write_page
 from infer.score.report import render_table, write_report
-from infer.score.sets import HeldOutSet, name_artefacts, read_sets
+from infer.score.sets import HeldOutSet, name_artefacts, read_sets, verify_targets
 from infer.score.sharing import Share
 from infer.transcriber import Transcriber, best_device
 from scripts.evaluate_settings import EvaluateSettings
@@ -97,6 +97,7 @@ def evaluate_all(settings: EvaluateSettings, *, console: Console, share: Share |
     sets = read_sets(sources)
     names = name_artefacts(settings.artefact)
     targets = find_targets(settings, [s.name for s in sets])
+    verify_targets(targets, sets)
     folder = report_dir(settings, names)
     entries = []
     for path, name in zip(settings.artefact, names, strict=True):

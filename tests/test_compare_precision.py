@@ -118,7 +118,7 @@ def test_the_verdict_needs_the_whole_interval(difference, low, high, level):
 
 
 def _measured(texts, latency_s=(0.2, 0.1)):
-    rows = [("a", "one two three"), ("b", "four five six"), ("c", "seven eight")]
+    rows = [("a", "red green blue"), ("b", "cat dog bird"), ("c", "sun moon")]
     predictions = [
         asdict(Prediction(id_, "en", "en", reference, text, 2.0))
         for (id_, reference), text in zip(rows, texts, strict=True)
@@ -136,11 +136,11 @@ def _measured(texts, latency_s=(0.2, 0.1)):
 
 
 def test_rows_hold_what_was_measured_and_why_others_are_missing():
-    right = ["one two three", "four five six", "seven eight"]
+    right = ["red green blue", "cat dog bird", "sun moon"]
     found = {
         "fp32": _measured(right),
         "tf32": {"absent": "no card"},
-        "fp16": _measured(["one two three", "four five sex", "seven ate"], latency_s=(0.1, 0.1)),
+        "fp16": _measured(["red green blue", "cat dog birch", "sun noon"], latency_s=(0.1, 0.1)),
         "bf16": {"failed": "the process ended with -11: Segmentation fault"},
     }
     rows = {r["name"]: r for r in build_rows([ARITHMETICS[n] for n in found], found, margin=0.005)}

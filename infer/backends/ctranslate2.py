@@ -147,15 +147,20 @@ class CTranslate2Decoder:
         """
         _verify_settings(settings)
         features = np.ascontiguousarray(input_features.numpy())
-        hidden = self.artefact.runtime.encode(self._ctranslate2.StorageView.from_array(features), to_cpu=False)
+        view = self._ctranslate2.StorageView.from_array(features)
+        num_positions = features.shape[2] // 2
+        # CTranslate2 tells hidden states from features by their second size alone. In the one window that has as many
+        # positions as there are mel bins it would encode the states once more, in silence; there it gets the features.
+        is_ambiguous = num_positions == features.shape[1]
+        hidden = None if is_ambiguous else self.artefact.runtime.encode(view, to_cpu=False)
+        heard = view if hidden is None else hidden
         wanted = [settings.language] * len(features) if languages is None else list(languages)
-        detected = self._detect(hidden, settings, wanted)
+        detected = self._detect(heard, settings, wanted, is_encoded=hidden is not None)
         chosen = [code if want == "auto" else want for want, (code, _) in zip(wanted, detected, strict=True)]
         prompts = [list(self.label_builder.prefix_ids(code, settings.task, timestamps=False)) for code in chosen]
-        num_positions = features.shape[2] // 2
         limit = self._token_limit(settings, num_positions, len(prompts[0]))
         results = self.artefact.runtime.generate(
-            hidden,
+            heard,
             prompts,
             beam_size=settings.num_beams,
             patience=PATIENCE if settings.num_beams > 1 else 1.0,
@@ -179,14 +184,17 @@ class CTranslate2Decoder:
         wanted = settings.max_new_tokens or EXTRA_TOKENS + num_positions * MAX_TOKENS_PER_S // POSITIONS_PER_S
         return int(min(wanted, self.artefact.model.config.max_target_positions - prefix_length))
 
-    def _detect(self, hidden: Any, settings: DecodeSettings, wanted: Sequence[str]) -> list[tuple[str, float]]:
+    def _detect(
+        self, heard: Any, settings: DecodeSettings, wanted: Sequence[str], *, is_encoded: bool
+    ) -> list[tuple[str, float]]:
         if not settings.detect_language and "auto" not in wanted:
             return [(code, math.nan) for code in wanted]
         if self._detector is not None:
+            hidden = heard if is_encoded else self.artefact.runtime.encode(heard, to_cpu=True)
             on_cpu = hidden if hidden.device == "cpu" else hidden.to_device(self._ctranslate2.Device.cpu)
             states = np.array(on_cpu.to(self._ctranslate2.DataType.float32))
             return self._detector.detect_languages(torch.from_numpy(states))
-        best = [ranked[0] for ranked in self.artefact.runtime.detect_language(hidden)]
+        best = [ranked[0] for ranked in self.artefact.runtime.detect_language(heard)]
         return [(token[2:-2], float(probability)) for token, probability in best]
 
 

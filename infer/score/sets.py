@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,21 @@ def read_sets(sources: Sequence[Source]) -> tuple[HeldOutSet, ...]:
     return tuple(
         HeldOutSet(name, tuple(next(rows) for _ in range(count))) for name, count in zip(names, counts, strict=True)
     )
+
+
+def verify_targets(targets: Collection[str], sets: Sequence[HeldOutSet]) -> None:
+    """Stop before anything is decoded where a target is no language, set, or language of a set.
+
+    Raises:
+        ValueError: with the names that there are.
+    """
+    languages = {f"{held_out.name}/{row.language}" for held_out in sets for row in held_out.rows}
+    known = {*languages, *(name.rpartition("/")[2] for name in languages), *(held_out.name for held_out in sets)}
+    for target in sorted(targets):
+        if target not in known:
+            raise ValueError(
+                f"retention.targets={target} is neither a language nor a set; known are {', '.join(sorted(known))}"
+            )
 
 
 def name_sets(sources: Sequence[Source]) -> list[str]:
