@@ -56,7 +56,7 @@ def build_rows(
         score, reference = scores[arithmetic.name], scores.get(REFERENCE)
         versus = None
         if reference is not None and arithmetic.name != REFERENCE:
-            versus = _compare(reference, score, margin, bootstrap)
+            versus = _compare(reference, score, margin, bootstrap, title=arithmetic.title)
         rows.append({**head, **_speed(row), **_quality(score), "versus": versus, "artefact": row["artefact"]})
     return rows
 
@@ -105,12 +105,14 @@ def _predictions(row: Mapping[str, Any]) -> list[Prediction]:
     return [Prediction(**prediction) for prediction in row["predictions"]]
 
 
-def _compare(reference: Score, score: Score, margin: float, bootstrap: BootstrapSettings | None) -> dict[str, Any]:
+def _compare(
+    reference: Score, score: Score, margin: float, bootstrap: BootstrapSettings | None, *, title: str
+) -> dict[str, Any]:
     paired = compare_scores(reference, score, bootstrap)
     texts = {u.prediction.id: u.prediction.hypothesis for u in reference.utterances}
     num_same = sum(texts[u.prediction.id] == u.prediction.hypothesis for u in score.utterances)
     same = f"{num_same:,} of {len(texts):,} texts are identical"
-    verdict = judge(paired.overall, margin=margin, name="This arithmetic", same=same)
+    verdict = judge(paired.overall, margin=margin, name=title, same=same)
     return {
         "identical": num_same / len(texts),
         "overall": None if paired.overall is None else as_plain(paired.overall),
