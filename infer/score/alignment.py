@@ -40,9 +40,8 @@ class Span:
 
 
 def split_units(text: str, unit: Unit) -> Sequence[str]:
-    """Return the words of a text, or its characters with each run of whitespace as one space."""
-    words = text.split()
-    return words if unit == "word" else " ".join(words)
+    """Return the words of a text, or its characters without whitespace at the ends, as jiwer does."""
+    return text.split() if unit == "word" else text.strip()
 
 
 def count_pair(reference: Sequence[str], hypothesis: Sequence[str]) -> PairCounts:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from infer.score.breakdown import build_sample, count_confusion, count_signs, error_against, worst_utterances
-from infer.score.normalise import headline_metric
-from infer.score.rates import EditCounts, count_edits
+from infer.score.rates import EditCounts, add_up, count_edits
 from infer.score.statistics import BootstrapSettings, Interval, Sample, bootstrap_rate
+from infer.score.translation import score_translations
 from infer.score.utterances import Prediction, Utterance, count_utterance, verify_predictions
 
 __all__ = ["Prediction", "Score", "Utterance", "score_predictions"]
@@ -29,7 +29,9 @@ class Score:
 
     `words` and `characters` hold `units substitutions deletions insertions` after the normaliser; `intervals` holds
     the two ends for `headline wer cer` (or None), with `by` (utterance or speaker), `drawn` (how many), `level` and
-    `num_draws`; `signs` counts utterances that look invented."""
+    `num_draws`; `signs` counts utterances that look invented.
+
+    Translations have `bleu` and `chrf`, too; BLEU is their headline, and `higher_is_better` is true."""
     languages: dict[str, dict[str, Any]]
     """The same by ISO code, with `headline_metric` and `error_by`; `rtfx` is None, since languages share batches and
     the clock."""
@@ -76,49 +78,10 @@ def score_predictions(
     for utterance in ordered:
         by_language.setdefault(utterance.prediction.language, []).append(utterance)
 
-    languages: dict[str, dict[str, Any]] = {}
-    samples: dict[str, list[Sample]] = {"headline": [], "wer": [], "cer": []}
-    for language, group in sorted(by_language.items()):
-        metric = headline_metric(language)
-        own = {name: build_sample(group, metric=name)[0] for name in ("wer", "cer")}
-        intervals: dict[str, Any] = {name: _ends(bootstrap_rate([own[name]], settings)) for name in own}
-        intervals["headline"] = intervals[metric]
-        figures = _figures(group, rtfx=None)
-        for name, sample in (*own.items(), ("headline", own[metric])):
-            samples[name].append(sample)
-        languages[language] = {
-            "headline_metric": metric,
-            **figures,
-            "headline": figures[metric],
-            "intervals": {
-                **intervals,
-                "by": build_sample(group)[1],
-                "drawn": len(own[metric].units),
-                "level": settings.level,
-                "num_draws": settings.num_draws,
-            },
-            "error_by": error_against(group, settings),
-        }
-
-    headlines = [figures["headline"] for figures in languages.values() if figures["headline"] is not None]
-    audio_s = math.fsum(p.duration_s for p in predictions)
-    by = {figures["intervals"]["by"] for figures in languages.values()}
-    overall = {
-        **_figures(ordered, rtfx=audio_s / processing_s if processing_s else None),
-        "headline": fmean(headlines) if headlines else None,
-        "intervals": {
-            "wer": _ends(bootstrap_rate([_join(samples["wer"])], settings)),
-            "cer": _ends(bootstrap_rate([_join(samples["cer"])], settings)),
-            "headline": _ends(bootstrap_rate(samples["headline"], settings)),
-            "by": by.pop() if len(by) == 1 else "speaker or utterance",
-            "drawn": sum(len(sample.units) for sample in samples["headline"]),
-            "level": settings.level,
-            "num_draws": settings.num_draws,
-        },
-    }
+    parts = {language: _count_language(group, settings) for language, group in sorted(by_language.items())}
     return Score(
-        overall=overall,
-        languages=languages,
+        overall=_overall(ordered, list(parts.values()), settings, processing_s=processing_s),
+        languages={language: part.figures for language, part in parts.items()},
         confusion=count_confusion(ordered),
         error_by=error_against(ordered, settings),
         worst=worst_utterances(ordered),
@@ -126,17 +89,92 @@ def score_predictions(
     )
 
 
-def _figures(utterances: Sequence[Utterance], *, rtfx: float | None) -> dict[str, Any]:
-    """Lay out the figures of one group of utterances under the keys of the report."""
+@dataclass(frozen=True)
+class _Part:
+    """One language: its figures, and the counts that the overall ones are made of."""
+
+    figures: dict[str, Any]
+    samples: Mapping[str, Sample]
+    """By metric, and `headline`."""
+    written: tuple[EditCounts, EditCounts]
+    """Words and characters before the normaliser."""
+
+
+def _count_language(utterances: Sequence[Utterance], settings: BootstrapSettings) -> _Part:
+    """Score the utterances of one language."""
+    metric = utterances[0].metric
+    samples = {name: build_sample(utterances, metric=name)[0] for name in ("wer", "cer")}
+    samples["headline"], by = build_sample(utterances)
+    written = _count_as_written(utterances)
+    figures = {"headline_metric": metric, **_figures(utterances, written, rtfx=None)}
+    figures["headline"] = figures[metric]
+    figures["intervals"] = {
+        **{name: _ends(bootstrap_rate([sample], settings)) for name, sample in samples.items()},
+        **_drawing(settings, by=by, num_drawn=len(samples["headline"].units)),
+    }
+    figures["error_by"] = error_against(utterances, settings)
+    if utterances[0].prediction.task == "translate":
+        scores = score_translations(utterances, settings)
+        figures |= {"headline_metric": "bleu", "headline": scores["bleu"], "higher_is_better": True, **scores}
+        figures["intervals"]["headline"] = scores["bleu_interval"]
+    return _Part(figures, samples, written)
+
+
+def _overall(
+    utterances: Sequence[Utterance], parts: Sequence[_Part], settings: BootstrapSettings, *, processing_s: float
+) -> dict[str, Any]:
+    """Pool the languages; the headline and its interval are of the mean over them."""
+    written = (
+        sum((part.written[0] for part in parts), EditCounts()),
+        sum((part.written[1] for part in parts), EditCounts()),
+    )
+    audio_s = math.fsum(u.prediction.duration_s for u in utterances)
+    figures = _figures(utterances, written, rtfx=audio_s / processing_s if processing_s else None)
+    headlines = [part.figures["headline"] for part in parts if part.figures["headline"] is not None]
+    figures["headline"] = fmean(headlines) if headlines else None
+    by = {part.figures["intervals"]["by"] for part in parts}
+    samples = [part.samples["headline"] for part in parts]
+    figures["intervals"] = {
+        "wer": _ends(bootstrap_rate([_join([part.samples["wer"] for part in parts])], settings)),
+        "cer": _ends(bootstrap_rate([_join([part.samples["cer"] for part in parts])], settings)),
+        "headline": _ends(bootstrap_rate(samples, settings)),
+        **_drawing(
+            settings,
+            by=by.pop() if len(by) == 1 else "speaker or utterance",
+            num_drawn=sum(len(s.units) for s in samples),
+        ),
+    }
+    if utterances[0].prediction.task == "translate":
+        figures |= {"headline_metric": "bleu", "higher_is_better": True, **score_translations(utterances, settings)}
+        figures["intervals"]["headline"] = None  # the mean BLEU of languages, each drawn for itself, is no ratio
+    return figures
+
+
+def _drawing(settings: BootstrapSettings, *, by: str, num_drawn: int) -> dict[str, Any]:
+    return {"by": by, "drawn": num_drawn, "level": settings.level, "num_draws": settings.num_draws}
+
+
+def _count_as_written(utterances: Sequence[Utterance]) -> tuple[EditCounts, EditCounts]:
+    """Count words and characters before the normaliser."""
     references = [u.prediction.reference for u in utterances]
     hypotheses = [u.prediction.hypothesis for u in utterances]
-    words = sum((EditCounts(*u.words[:4]) for u in utterances), EditCounts())
-    characters = sum((EditCounts(*u.characters[:4]) for u in utterances), EditCounts())
+    return (
+        count_edits(references, hypotheses, unit="word"),
+        count_edits(references, hypotheses, unit="character"),
+    )
+
+
+def _figures(
+    utterances: Sequence[Utterance], written: tuple[EditCounts, EditCounts], *, rtfx: float | None
+) -> dict[str, Any]:
+    """Lay out the figures of one group of utterances under the keys of the report."""
+    words = add_up(np.array([u.words for u in utterances], np.int32))
+    characters = add_up(np.array([u.characters for u in utterances], np.int32))
     return {
         "wer": words.rate,
         "cer": characters.rate,
-        "wer_ortho": count_edits(references, hypotheses, unit="word").rate,
-        "cer_ortho": count_edits(references, hypotheses, unit="character").rate,
+        "wer_ortho": written[0].rate,
+        "cer_ortho": written[1].rate,
         "headline": None,
         "language_accuracy": _language_accuracy(u.prediction for u in utterances),
         "rtfx": rtfx,

@@ -148,13 +148,13 @@ def count_edits(references: Sequence[str], hypotheses: Sequence[str], *, unit: U
 def count_each(references: Sequence[str], hypotheses: Sequence[str], *, unit: Unit) -> Counts:
     """Count the edits from each reference to its hypothesis; the sums are those of jiwer.
 
-    Texts are compared as they are, except that runs of whitespace are one space.
+    Texts are compared as they are, except for whitespace at the ends, and, in words, its amount between them.
 
     Args:
         references: one text per utterance; an empty one adds no unit, and all that was heard is inserted (jiwer gives
             the number of insertions as the rate of a corpus without reference words).
         hypotheses: in the order of `references`.
-        unit: what is aligned; single spaces count as characters.
+        unit: what is aligned; spaces count as characters.
     """
     counts = np.empty((len(references), len(PairCounts._fields)), np.int32)
     for i, (reference, hypothesis) in enumerate(zip(references, hypotheses, strict=True)):

@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from infer.score.evaluation import Score
-from infer.score.normalise import NORMALISER_VERSION
+from infer.score.normalise import describe_scoring
 from infer.score.utterances import Prediction, Utterance, count_utterance
 
 _ABSENT = "–"
-_COMPARISON_CAPTION = "change in points, less is better; found: language detected; all: mean over languages"
+_HEADINGS = {"wer": "WER", "cer": "CER", "bleu": "BLEU", "chrf": "chrF"}
+_COMPARISON_CAPTION = "change in points, {} is better; found: language detected; all: mean over languages"
 
 
 def write_report(
@@ -36,7 +37,8 @@ def write_report(
         score: from `score_predictions` on the same predictions.
         predictions: every utterance, written one a line with both texts raw and normalised, its edits and signs.
         artefact: what was scored: name, hashes, precision.
-        settings: how it was decoded; `normaliser_version` is added here.
+        settings: how it was decoded; what it was scored with is added here: `normaliser_version`, `profiles`,
+            `packages`.
 
     Raises:
         ValueError: if `artefact` or `settings` holds what JSON cannot, such as NaN.
@@ -49,7 +51,7 @@ def write_report(
         "confusion": score.confusion,
         "error_by": score.error_by,
         "worst": score.worst,
-        "settings": {**settings, "normaliser_version": NORMALISER_VERSION},
+        "settings": {**settings, **describe_scoring(p.text_language for p in predictions)},
     }
     utterances = score.utterances or tuple(map(count_utterance, predictions))
     lines = "".join(_json(_utterance_row(utterance)) + "\n" for utterance in utterances)
@@ -71,17 +73,22 @@ def write_report(
 
 
 def render_table(score: Score, *, title: str = "Score of the artefact") -> Table:
-    """Lay out one row per language and one overall, rates in per cent, each language's headline metric with a star."""
+    """Lay out one row per language and one overall, rates in per cent.
+
+    Each language's headline has a star, and the interval is of that; the mean of the headlines stands in the caption.
+    """
+    names = ("bleu", "chrf") if "bleu" in score.overall else ("wer", "cer")
     table = Table(title=Text(title), caption=Text(_caption(score.overall)))
     table.add_column("language")
-    for heading in ("WER %", "CER %", "language found %", "utterances", "audio"):
+    headings = [f"{_HEADINGS[name]} %" for name in names]
+    for heading in (*headings, "95 % interval", "language found %", "utterances", "audio"):
         table.add_column(heading, justify="right")
     for language, figures in score.languages.items():
-        rates = [_rate_cell(figures[name], is_headline=figures["headline_metric"] == name) for name in ("wer", "cer")]
-        table.add_row(Text(language), *rates, *_other_cells(figures))
+        rates = [_rate_cell(figures[name], is_headline=figures["headline_metric"] == name) for name in names]
+        table.add_row(Text(language), *rates, _interval_cell(figures), *_other_cells(figures))
     table.add_section()
-    rates = [_rate_cell(score.overall[name], is_headline=False) for name in ("wer", "cer")]
-    table.add_row(Text("all"), *rates, *_other_cells(score.overall))
+    rates = [_rate_cell(score.overall[name], is_headline=False) for name in names]
+    table.add_row(Text("all"), *rates, Text(), *_other_cells(score.overall))
     return table
 
 
@@ -97,7 +104,8 @@ def render_before_after(
     """
     overall_before, languages_before = _parts(before)
     overall_after, languages_after = _parts(after)
-    table = Table(title=Text(title), caption=Text(_COMPARISON_CAPTION))
+    better = "more" if overall_after.get("higher_is_better") else "less"
+    table = Table(title=Text(title), caption=Text(_COMPARISON_CAPTION.format(better)))
     table.add_column("language")
     table.add_column("rate")
     for heading in ("before %", "after %", "change", "found before %", "found after %"):
@@ -198,7 +206,8 @@ def _change_cells(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[T
         change = Text(_ABSENT)
     else:
         points = round(100 * (new - old), 2) + 0.0  # + 0.0: no "-0.00"
-        change = Text(f"{points:+.2f}", style="green" if points < 0 else "red" if points > 0 else "")
+        worse = -points if after.get("higher_is_better") else points
+        change = Text(f"{points:+.2f}", style="green" if worse < 0 else "red" if worse > 0 else "")
     found = [Text(_percent(figures.get("language_accuracy"), 1)) for figures in (before, after)]
     return [Text(_percent(old, 2)), Text(_percent(new, 2), style="bold"), change, *found]
 
@@ -215,8 +224,17 @@ def _other_cells(figures: Mapping[str, Any]) -> list[Text]:
 def _caption(overall: Mapping[str, Any]) -> str:
     """Say what the star is, the headline over languages, and the speed."""
     rtfx = _ABSENT if overall["rtfx"] is None else f"{overall['rtfx']:.1f}"
-    headline = _percent(overall["headline"], 2)
-    return f"* headline rate; mean over languages {headline} %, RTFx {rtfx}"
+    headline = f"{_percent(overall['headline'], 2)} %"
+    ends = overall.get("intervals", {}).get("headline")
+    if ends is not None:
+        headline += f" ({_percent(ends[0], 2)} to {_percent(ends[1], 2)})"
+    return f"* headline rate; mean over languages {headline}, RTFx {rtfx}"
+
+
+def _interval_cell(figures: Mapping[str, Any]) -> Text:
+    """The ends of the headline's interval in per cent."""
+    ends = figures.get("intervals", {}).get("headline")
+    return Text(_ABSENT if ends is None else f"{_percent(ends[0], 2)} to {_percent(ends[1], 2)}")
 
 
 def _rate_cell(rate: float | None, *, is_headline: bool) -> Text:

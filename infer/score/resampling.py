@@ -82,7 +82,7 @@ def draw_mean_ratio(samples: Sequence[Floats], *, num_draws: int, seed: int) -> 
     measured = 0.0
     influences = []
     for sample in samples:
-        sums = _draw_sums(_join_many(sample, rng), rng, num_draws)
+        sums = draw_sums(sample, rng, num_draws)
         with np.errstate(invalid="ignore", divide="ignore"):
             rates = sums[:, 0] / sums[:, 1]
         means += rates / len(samples)
@@ -108,8 +108,18 @@ def draw_mean_ratio(samples: Sequence[Floats], *, num_draws: int, seed: int) -> 
     )
 
 
-def _draw_sums(sample: Floats, rng: np.random.Generator, num_draws: int) -> Floats:
-    """Add up `num_draws` samples drawn with replacement: (R, K); whole numbers, so exact in any order."""
+def draw_sums(sample: Floats, rng: np.random.Generator, num_draws: int) -> Floats:
+    """Add up samples drawn with replacement.
+
+    Args:
+        sample: (N, K) whole numbers, so that sums are exact in any order.
+        rng: of the draws.
+        num_draws: R.
+
+    Returns:
+        (R, K).
+    """
+    sample = _join_many(sample, rng)
     size = len(sample)
     sums = np.empty((num_draws, sample.shape[1]))
     block = max(1, _BLOCK // size)

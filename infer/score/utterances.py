@@ -11,6 +11,8 @@ from infer.score.alignment import PairCounts, Unit, count_pair, split_units
 from infer.score.normalise import Metric, headline_metric, normalise
 from infer.score.signs import find_signs
 
+TASKS = ("transcribe", "translate")
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -39,6 +41,11 @@ class Prediction:
     """Speech over background, in dB; None where it was not measured."""
     is_cut: bool = False
     """True if decoding reached the token limit, so that the text may lack its end."""
+
+    @property
+    def text_language(self) -> str:
+        """Language of the texts: that of the speech, or English where it was translated."""
+        return "en" if self.task == "translate" else self.language
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +82,11 @@ class Utterance:
 
 def count_utterance(prediction: Prediction) -> Utterance:
     """Normalise both texts and count the edits between them."""
-    reference = normalise(prediction.reference, prediction.language)
-    hypothesis = normalise(prediction.hypothesis, prediction.language)
-    metric = headline_metric(prediction.language)
+    reference = normalise(prediction.reference, prediction.text_language)
+    # most are right, and normalising is most of the work
+    is_same = prediction.hypothesis == prediction.reference
+    hypothesis = reference if is_same else normalise(prediction.hypothesis, prediction.text_language)
+    metric = headline_metric(prediction.text_language)
     words = count_pair(split_units(reference, "word"), split_units(hypothesis, "word"))
     characters = count_pair(reference, hypothesis)
     return Utterance(
@@ -102,15 +111,23 @@ def verify_predictions(predictions: Sequence[Prediction]) -> None:
     """Refuse what would make a figure meaningless.
 
     Raises:
-        ValueError: if there is no prediction, an id comes twice, a reference is empty though something is said, or a
-            number is not finite.
+        ValueError: if there is no prediction, an id comes twice, a reference is empty though something is said, some
+            are transcribed and some translated, or a number is not finite.
     """
     if not predictions:
         raise ValueError("there are no predictions to score; see that dataset.test names a set with at least one clip")
     id_, count = Counter(p.id for p in predictions).most_common(1)[0]
     if count > 1:
         raise ValueError(f"id {id_!r} comes {count} times in the predictions; every utterance needs an id of its own")
+    first = predictions[0]
     for prediction in predictions:
+        if prediction.task != first.task:
+            raise ValueError(
+                f"{first.id!r} has the task {first.task} and {prediction.id!r} {prediction.task}; error rates and BLEU "
+                "have no common score, so evaluate one task at a time"
+            )
+        if prediction.task not in TASKS:
+            raise ValueError(f"task={prediction.task!r} of {prediction.id!r} must be one of {', '.join(TASKS)}")
         if not (math.isfinite(prediction.duration_s) and prediction.duration_s >= 0):
             raise ValueError(f"duration_s={prediction.duration_s} of {prediction.id!r} is no time; give seconds")
         if prediction.no_speech and prediction.reference.strip():
