@@ -30,7 +30,8 @@ from data.sources import Source
 from infer.artefact import amend_record, load_artefact
 from infer.score.contest import Duel, Entry, Forgetting, find_forgetting, hold_duels, render_contest
 from infer.score.evaluation import Prediction, Score, score_predictions
-from infer.score.held_out import transcribe_rows
+from infer.score.held_out import transcribe_rows, verify_task
+from infer.score.levels import with_levels
 from infer.score.metrics import compute_named_metrics
 from infer.score.page.page import PageSettings, write_page
 from infer.score.report import render_table, write_report
@@ -98,6 +99,8 @@ def evaluate_all(settings: EvaluateSettings, *, console: Console, share: Share |
     names = name_artefacts(settings.artefact)
     targets = find_targets(settings, [s.name for s in sets])
     verify_targets(targets, sets)
+    for held_out in sets:
+        verify_task(held_out.rows, settings.decoding.task)
     folder = report_dir(settings, names)
     entries = []
     for path, name in zip(settings.artefact, names, strict=True):
@@ -198,6 +201,8 @@ def _evaluate_one(
                 share=share,
                 partial_dir=folder if artefact.sha256 else None,  # what was heard so far is kept if this is stopped
             )
+            if settings.scoring.levels and share.rank == 0:
+                found = with_levels(found, held_out.rows)
             if len(sets) > 1:
                 scores[held_out.name] = score_predictions(found, processing_s=processing_s)
             predictions += found
@@ -273,7 +278,7 @@ def show(findings: Findings, console: Console) -> None:
 def main(config: DictConfig) -> int:
     """Evaluate."""
     share = find_share()
-    console = Console(quiet=share.rank > 0)
+    console = Console(width=None if sys.stdout.isatty() else 100, quiet=share.rank > 0)
     findings = evaluate_all(build_settings(config), console=console, share=share)
     show(findings, console)
     for report in findings.reports:

@@ -54,6 +54,8 @@ class ScoringSettings:
     """The `scoring` group."""
 
     metrics: tuple[str, ...] = ()
+    levels: bool = True
+    """Measure loudness and noise of each clip, for error against them."""
 
 
 @dataclass(frozen=True)
