@@ -20,21 +20,30 @@ from infer.score.statistics import (
 TRUE_RATE = 0.1
 
 
-def _sample(rng, *, num_utterances=120, num_speakers=None):
+def _sample(rng, *, num_utterances=120, num_speakers=None, beta=(2, 18)):
     """Draw a set from a population whose rate is `TRUE_RATE`: voices or clips differ, lengths differ."""
-    difficulty = rng.beta(2.0, 18.0, size=num_speakers or num_utterances)
+    difficulty = rng.beta(*beta, size=num_speakers or num_utterances)
     speakers = np.arange(num_utterances) % len(difficulty)
     units = 1 + rng.poisson(8, num_utterances)
     edits = rng.binomial(units, difficulty[speakers])
     return edits, units, (speakers.tolist() if num_speakers else None), difficulty[speakers]
 
 
-@pytest.mark.parametrize(("num_utterances", "num_speakers"), [(150, None), (240, 80)])
-def test_intervals_cover_the_true_rate_as_often_as_they_say(num_utterances, num_speakers):
+@pytest.mark.parametrize(
+    ("num_utterances", "num_speakers", "beta"),
+    [
+        (150, None, (2, 18)),
+        (240, 80, (2, 18)),
+        (60, 6, (2, 18)),  # few voices
+        (12, None, (2, 18)),  # few utterances
+        (300, None, (0.05, 0.45)),  # few with an error
+    ],
+)
+def test_intervals_cover_the_true_rate_as_often_as_they_say(num_utterances, num_speakers, beta):
     rng = np.random.default_rng(5)
     covered = 0
     for seed in range(800):
-        edits, units, speakers, _ = _sample(rng, num_utterances=num_utterances, num_speakers=num_speakers)
+        edits, units, speakers, _ = _sample(rng, num_utterances=num_utterances, num_speakers=num_speakers, beta=beta)
         interval = bootstrap_rate([pool(edits, units, speakers)], BootstrapSettings(num_draws=400, seed=seed))
         covered += interval.low <= TRUE_RATE <= interval.high
     assert 0.93 <= covered / 800 <= 0.97
@@ -112,7 +121,7 @@ def test_very_many_utterances_are_joined_without_changing_the_interval():
 
 
 def test_the_same_numbers_give_the_same_interval():
-    sample = pool([0, 3, 1, 0, 2], [5, 9, 4, 6, 7], None)
+    sample = pool([0, 3, 1, 0, 2] * 20, [5, 9, 4, 6, 7] * 20, None)
     assert bootstrap_rate([sample]) == bootstrap_rate([sample])
     assert bootstrap_rate([sample]) != bootstrap_rate([sample], BootstrapSettings(seed=1))
 
@@ -124,8 +133,21 @@ def test_speakers_are_added_up_and_unknown_ones_stand_alone():
 
 def test_no_error_at_all_does_not_claim_certainty():
     interval = bootstrap_rate([pool(np.zeros(100), np.full(100, 10), None)])
-    assert interval == Interval(0.0, pytest.approx(1 - 0.025 ** (1 / 100)))
+    assert interval == Interval(0.0, pytest.approx(1 - 0.025 ** (1 / 100)), "binomial")
     assert (1 - interval.high) ** 100 == pytest.approx(0.025)  # so rare, and still none seen
+
+
+def test_few_utterances_have_students_interval_and_an_end_that_can_be():
+    sample = pool([1, 3], [10, 12], None)
+    interval = bootstrap_rate([sample])
+    assert interval.method == "student" and 0 < interval.low < sample.rate < interval.high <= 1.0
+    # by hand: the influences are -0.818 and 0.818 edits of 22 words
+    wide = pool([1, 3] * 4, [10, 12] * 4, None)
+    error = math.sqrt(8 * (9 / 11) ** 2 * 8 / 7) / 88 / (2 / 11)
+    found = bootstrap_rate([wide])
+    assert found.high == pytest.approx(2 / 11 * math.exp(2.36462 * error), rel=1e-5)
+    assert found.low == pytest.approx(2 / 11 * math.exp(-2.36462 * error), rel=1e-5)
+    assert bootstrap_rate([pool([1, 3] * 40, [10, 12] * 40, None)]).method == "bootstrap"
 
 
 @pytest.mark.parametrize("sample", [pool([], [], None), pool([1], [10], None), pool([1, 2], [0, 0], None)])

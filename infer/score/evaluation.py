@@ -28,8 +28,8 @@ class Score:
     `audio_s`, and the word edits `substitutions deletions insertions`.
 
     `words` and `characters` hold `units substitutions deletions insertions` after the normaliser; `intervals` holds
-    the two ends for `headline wer cer` (or None), with `by` (utterance or speaker), `drawn` (how many), `level` and
-    `num_draws`; `signs` counts utterances that look invented.
+    the two ends for `headline wer cer` (or None), with `by` (utterance or speaker), `drawn` (how many), `methods`,
+    `level` and `num_draws`; `signs` counts utterances that look invented.
 
     Translations have `bleu` and `chrf`, too; BLEU is their headline, and `higher_is_better` is true."""
     languages: dict[str, dict[str, Any]]
@@ -109,7 +109,7 @@ def _count_language(utterances: Sequence[Utterance], settings: BootstrapSettings
     figures = {"headline_metric": metric, **_figures(utterances, written, rtfx=None)}
     figures["headline"] = figures[metric]
     figures["intervals"] = {
-        **{name: _ends(bootstrap_rate([sample], settings)) for name, sample in samples.items()},
+        **_ends({name: bootstrap_rate([sample], settings) for name, sample in samples.items()}),
         **_drawing(settings, by=by, num_drawn=len(samples["headline"].units)),
     }
     figures["error_by"] = error_against(utterances, settings)
@@ -135,9 +135,13 @@ def _overall(
     by = {part.figures["intervals"]["by"] for part in parts}
     samples = [part.samples["headline"] for part in parts]
     figures["intervals"] = {
-        "wer": _ends(bootstrap_rate([_join([part.samples["wer"] for part in parts])], settings)),
-        "cer": _ends(bootstrap_rate([_join([part.samples["cer"] for part in parts])], settings)),
-        "headline": _ends(bootstrap_rate(samples, settings)),
+        **_ends(
+            {
+                "wer": bootstrap_rate([_join([part.samples["wer"] for part in parts])], settings),
+                "cer": bootstrap_rate([_join([part.samples["cer"] for part in parts])], settings),
+                "headline": bootstrap_rate(samples, settings),
+            }
+        ),
         **_drawing(
             settings,
             by=by.pop() if len(by) == 1 else "speaker or utterance",
@@ -211,5 +215,7 @@ def _join(samples: Sequence[Sample]) -> Sample:
     return Sample(np.concatenate([s.edits for s in samples]), np.concatenate([s.units for s in samples]))
 
 
-def _ends(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
+def _ends(intervals: Mapping[str, Interval | None]) -> dict[str, Any]:
+    """Lay out the two ends of intervals, and below `methods` how each was found."""
+    ends = {name: None if found is None else [found.low, found.high] for name, found in intervals.items()}
+    return {**ends, "methods": {name: found.method for name, found in intervals.items() if found is not None}}

@@ -69,6 +69,62 @@ class Draws:
         return self.bias + shifted / max(1e-3, 1 - self.acceleration * shifted)
 
 
+@dataclass(frozen=True)
+class Linear:
+    """A mean of ratios in first order: what each thing that is drawn adds to it."""
+
+    value: float
+    variance: float
+    """Sum of the squares of what each adds."""
+    widening: float
+    """Square root of the factor from that to the true variance, sqrt(N / (N - 1)) for one sample."""
+    freedom: float
+    """Degrees of freedom, by Welch and Satterthwaite for several samples."""
+    acceleration: float
+    """A sixth of the skewness."""
+    limit: float
+    """The largest ratio of one thing that is drawn, or 1; mean over samples."""
+
+    def log_interval(self, level: float) -> tuple[float, float]:
+        """Return Student's interval on the scale of the logarithm, where a rate that is near 0 is less skewed."""
+        error = self.widening * math.sqrt(self.variance) / self.value
+        reach = min(student_quantile(0.5 + level / 2, self.freedom) * error, 100.0)
+        high = min(self.value * math.exp(reach), max(self.limit, self.value))
+        return float(self.value * math.exp(-reach)), float(high)
+
+
+def linearise(samples: Sequence[Floats]) -> Linear:
+    """Linearise the mean over samples of numerators over units.
+
+    Args:
+        samples: (N, 2) each, numerators and units; each with units.
+    """
+    value = limit = variance = cubes = 0.0
+    parts = []
+    for sample in samples:
+        numerator, units = sample.sum(axis=0)
+        ratio = numerator / units
+        influence = (sample[:, 0] - ratio * sample[:, 1]) / units / len(samples)
+        value += ratio / len(samples)
+        limit += max(1.0, float((sample[:, 0] / np.maximum(sample[:, 1], 1)).max())) / len(samples)
+        square, size = float((influence**2).sum()), len(sample)
+        variance += square
+        cubes += float((influence**3).sum())
+        if size > 1:  # a sample of one voice shows no spread at all; it neither adds freedom nor widens
+            parts.append((square * size / (size - 1), size))
+    widened = sum(square for square, _ in parts)
+    if not widened:
+        return Linear(value, 0.0, 1.0, math.inf, 0.0, limit)
+    return Linear(
+        value=value,
+        variance=variance,
+        widening=math.sqrt(widened / variance),
+        freedom=widened**2 / sum(square**2 / (size - 1) for square, size in parts),
+        acceleration=cubes / (6 * variance**1.5),
+        limit=limit,
+    )
+
+
 def draw_mean_ratio(samples: Sequence[Floats], *, num_draws: int, seed: int) -> Draws:
     """Draw the mean over samples of numerators over units, each sample for itself.
 
@@ -79,32 +135,20 @@ def draw_mean_ratio(samples: Sequence[Floats], *, num_draws: int, seed: int) -> 
     """
     rng = np.random.default_rng(seed)
     means = np.zeros(num_draws)
-    measured = 0.0
-    influences = []
     for sample in samples:
         sums = draw_sums(sample, rng, num_draws)
         with np.errstate(invalid="ignore", divide="ignore"):
-            rates = sums[:, 0] / sums[:, 1]
-        means += rates / len(samples)
-        numerator, units = sample.sum(axis=0)
-        measured += numerator / units / len(samples)
-        influences.append((sample[:, 0] - numerator / units * sample[:, 1]) / units / len(samples))
+            means += sums[:, 0] / sums[:, 1] / len(samples)
     values = np.sort(means[np.isfinite(means)])
-    share = float((values < measured - 1e-12).mean() + (values <= measured + 1e-12).mean()) / 2
+    linear = linearise(samples)
+    share = float((values < linear.value - 1e-12).mean() + (values <= linear.value + 1e-12).mean()) / 2
     limit = 1 / (2 * len(values))
-    # a sample of one voice shows no spread at all; it neither adds freedom nor widens
-    parts = [(float((part**2).sum()), len(part)) for part in influences if len(part) > 1 and part.any()]
-    total = sum(variance for variance, _ in parts)
-    if not total:
-        return Draws(values, 0.0, 0.0, math.inf, 1.0)
-    widened = [(variance * size / (size - 1), size) for variance, size in parts]
-    sum_widened = sum(variance for variance, _ in widened)
     return Draws(
         values=values,
         bias=_NORMAL.inv_cdf(min(max(share, limit), 1 - limit)),
-        acceleration=float(sum((part**3).sum() for part in influences)) / (6 * total**1.5),
-        freedom=sum_widened**2 / sum(v**2 / (size - 1) for v, size in widened),  # Welch and Satterthwaite
-        widening=math.sqrt(sum_widened / total),
+        acceleration=linear.acceleration,
+        freedom=linear.freedom,
+        widening=linear.widening,
     )
 
 

@@ -11,12 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from infer.score.resampling import Floats, draw_mean_ratio
+from infer.score.resampling import Floats, draw_mean_ratio, linearise
+
+MIN_FREEDOM = 19.0
+"""Degrees of freedom below which the interval of a rate is not drawn: 20 utterances, or 20 speakers."""
+MIN_WRONG = 50
+"""Utterances or speakers with an error, below which it is not drawn either."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Interval:
 
     low: float
     high: float
+    method: Literal["bootstrap", "student", "binomial"] = "bootstrap"
+    """Drawn; Student's, of the logarithm; or exact, where there is no error."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +121,10 @@ def pool(edits: npt.ArrayLike, units: npt.ArrayLike, groups: Sequence[Hashable] 
 def bootstrap_rate(samples: Sequence[Sample], settings: BootstrapSettings | None = None) -> Interval | None:
     """Compute the interval of a rate, or of the mean of the rates of several languages.
 
-    Bias-corrected and accelerated, since errors are skewed, and widened for small samples, as Student's interval is
-    beside the normal one. Without a single edit the draws have nothing to vary; then the interval ends at the exact
-    binomial bound for the share of utterances (or speakers) that have an error.
+    Bias-corrected and accelerated, since errors are skewed. Few utterances or speakers, or few with an error, show too
+    little of how others vary for draws of them to tell; there, Student's interval of the logarithm holds the true rate
+    as often as it says. Without a single edit nothing varies at all; then the interval ends at the exact binomial bound
+    for the share of utterances (or speakers) that have an error.
 
     Args:
         samples: one for each language; those without reference units are left out, as they are of the mean.
@@ -133,7 +141,11 @@ def bootstrap_rate(samples: Sequence[Sample], settings: BootstrapSettings | None
         return None
     if not any(sums[:, 0].any() for sums in kept):
         share = (1 - settings.level) / 2
-        return Interval(0.0, float(np.mean([1 - share ** (1 / len(sums)) for sums in kept])))
+        return Interval(0.0, float(np.mean([1 - share ** (1 / len(sums)) for sums in kept])), "binomial")
+    linear = linearise(kept)
+    num_wrong = sum(int(np.count_nonzero(sums[:, 0])) for sums in kept)
+    if linear.freedom < MIN_FREEDOM or num_wrong < MIN_WRONG:
+        return Interval(*linear.log_interval(settings.level), "student")
     return Interval(*draw_mean_ratio(kept, num_draws=settings.num_draws, seed=settings.seed).interval(settings.level))
 
 
@@ -199,9 +211,9 @@ def adjust_for_many(p_values: Sequence[float]) -> list[float]:
 
 
 def as_plain(value: Interval | Comparison) -> dict[str, Any]:
-    """Return the fields for JSON, an interval as its two ends."""
+    """Return the fields for JSON."""
     if isinstance(value, Interval):
-        return {"low": value.low, "high": value.high}
+        return {"low": value.low, "high": value.high, "method": value.method}
     return {
         "before": value.before,
         "after": value.after,
