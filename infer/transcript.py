@@ -58,7 +58,8 @@ def join_pieces(parts: Sequence[tuple[float, float, Decoded]], duration_s: float
     """
     first = parts[0][2]
     segments: list[Segment] = []
-    for start_s, end_s, decoded in parts:
+    for start_s, piece_end_s, decoded in parts:
+        end_s = min(piece_end_s, duration_s)
         if decoded.segments:
             segments += [
                 replace(s, start_s=min(start_s + s.start_s, end_s), end_s=min(start_s + s.end_s, end_s))

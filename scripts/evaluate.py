@@ -96,11 +96,11 @@ def evaluate_all(settings: EvaluateSettings, *, console: Console, share: Share |
     share = share or Share()
     sources = settings.sources()
     sets = read_sets(sources)
-    for held_out in sets:
-        verify_task(held_out.rows, settings.decoding.task)
     names = name_artefacts(settings.artefact)
     targets = find_targets(settings, [s.name for s in sets])
     verify_targets(targets, sets)
+    for held_out in sets:
+        verify_task(held_out.rows, settings.decoding.task)
     folder = report_dir(settings, names)
     entries = []
     for path, name in zip(settings.artefact, names, strict=True):
@@ -278,7 +278,7 @@ def show(findings: Findings, console: Console) -> None:
 def main(config: DictConfig) -> int:
     """Evaluate."""
     share = find_share()
-    console = Console(quiet=share.rank > 0)
+    console = Console(width=None if sys.stdout.isatty() else 100, quiet=share.rank > 0)
     findings = evaluate_all(build_settings(config), console=console, share=share)
     show(findings, console)
     for report in findings.reports:

@@ -55,7 +55,7 @@ class ScoringSettings:
 
     metrics: tuple[str, ...] = ()
     levels: bool = True
-    """Measure loudness and noise of every clip."""
+    """Measure loudness and noise of each clip, for error against them."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -180,7 +181,10 @@ def find_forgetting(entries: Sequence[Entry], *, targets: Collection[str], max_f
 def render_contest(entries: Sequence[Entry], duels: Sequence[Duel]) -> Table:
     """Lay out one row per set and artefact: headline, interval, change against the first, p."""
     table = Table(
-        title=Text("Artefacts on the same clips"), caption=Text("change in points against the first; less is better")
+        title=Text("Artefacts on the same clips"),
+        caption=Text("change in points against the first; less is better"),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     table.add_column("set")
     table.add_column("artefact")

@@ -40,6 +40,20 @@ def read_held_out(sources: Sequence[Source]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def verify_task(rows: Sequence[Row], task: str) -> None:
+    """Refuse rows whose text is not what the decoder is asked for: a translation is no transcript.
+
+    Raises:
+        ValueError: for the first such row.
+    """
+    for row in rows:
+        if row.task != task:
+            raise ValueError(
+                f"{row.manifest}:{row.line}: the task is {row.task}, and the set is decoded with decoding.task={task}; "
+                f"type decoding.task={row.task}, or evaluate these rows in a set of their own"
+            )
+
+
 def transcribe_rows(
     transcriber: Transcriber,
     rows: Sequence[Row],
@@ -124,17 +138,3 @@ def _prediction(row: Row, transcript: Transcript, test_set: str | None) -> Predi
         no_speech=row.no_speech,
         is_cut=transcript.is_cut,
     )
-
-
-def verify_task(rows: Sequence[Row], task: str) -> None:
-    """Refuse rows whose text is not what the decoder is asked for: a translation is no transcript.
-
-    Raises:
-        ValueError: for the first such row.
-    """
-    for row in rows:
-        if row.task != task:
-            raise ValueError(
-                f"{row.manifest}:{row.line}: the task is {row.task}, and the set is decoded with decoding.task={task}; "
-                f"type decoding.task={row.task}, or evaluate these rows in a set of their own"
-            )

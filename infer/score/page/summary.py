@@ -67,7 +67,8 @@ def _is_it_better(entry: Entry, duel: Duel | None) -> Answer:
     question = "Is it better?"
     if duel is None or duel.overall.overall is None:
         rate, ends = entry.score.overall["headline"], entry.score.overall["intervals"]["headline"]
-        shown = "no rate" if rate is None else f"{100 * rate:.2f} % error"
+        unit = "BLEU" if entry.score.overall.get("higher_is_better") else "% error"
+        shown = "no rate" if rate is None else f"{100 * rate:.2f} {unit}"
         detail = "" if ends is None else f"95 % interval {100 * ends[0]:.2f} to {100 * ends[1]:.2f} %. "
         return Answer(question, "plain", shown, f"{detail}Nothing to compare with: type artefact=[BEFORE,AFTER].")
     found = duel.overall.overall
@@ -88,8 +89,9 @@ def _for_whom_is_it_worse(score: Score, duel: Duel | None, lost: Forgetting | No
         rates = {c: f["headline"] for c, f in score.languages.items() if f["headline"] is not None}
         if not rates:
             return Answer(question, "plain", "no rate", "There is no reference to divide by.")
-        worst = max(rates, key=lambda code: rates[code])
-        spread = f"Best: {min(rates, key=lambda code: rates[code])} with {100 * min(rates.values()):.2f} %."
+        ranked = sorted(rates, key=lambda code: rates[code], reverse=bool(score.overall.get("higher_is_better")))
+        worst = ranked[-1]
+        spread = f"Best: {ranked[0]} with {100 * rates[ranked[0]]:.2f} %."
         return Answer(
             question, "plain", f"{worst}: {100 * rates[worst]:.2f} %", f"The language with most errors. {spread}"
         )
