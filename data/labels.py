@@ -125,6 +125,11 @@ class LabelBuilder:
         """
         return self.max_positions - PREFIX_LENGTH - 1 if self._is_byte_level else -1
 
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Tokens of previous text that a prompt holds at most, without `<|startofprev|>`: 223 of 448 positions."""
+        return int(self.max_positions * MAX_PROMPT_SHARE) - 1
+
     def knows(self, language: str) -> bool:
         """Whether the tokenizer has a token for a language; models before large-v3 have none for `yue`."""
         return f"<|{language}|>" in self._special_ids
@@ -235,7 +240,7 @@ class LabelBuilder:
 
     def _prompt_ids(self, prompt: str, written: str, *, room: int) -> list[int]:
         ids = self._text_ids(prompt.strip(), written) if prompt else []
-        keep = min(int(self.max_positions * MAX_PROMPT_SHARE), room) - 1
+        keep = min(self.max_prompt_tokens, room - 1)
         return [self.previous_id, *ids[-keep:]] if ids and keep > 0 else []
 
     def _timed_ids(self, row: Row, time_scale: float) -> list[int]:

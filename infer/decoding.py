@@ -1,57 +1,41 @@
-"""From encoder windows to text: language, greedy or beam search, timestamps, through transformers' `generate`.
+"""From encoder windows to text: language, greedy or beam search, fallback to other temperatures, timestamps.
 
-Shapes: `B` clips, `M` mel bins, `F` mel frames, `T` token positions, `V` vocabulary.
+Shapes: `B` clips, `M` mel bins, `F` mel frames, `S` encoder positions, `T` token positions, `D` width, `V` vocabulary.
 """
 
 from __future__ import annotations
 
-import copy
-import re
+import math
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedTokenizerBase
-from transformers.generation.logits_process import (
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    WhisperTimeStampLogitsProcessor,
+from transformers import PreTrainedTokenizerBase
+
+from data.labels import PREFIX_LENGTH, LabelBuilder
+from data.languages import LANGUAGE_CODES
+from infer.beam import beam_search
+from infer.confidence import (
+    compression_ratio,
+    is_silence,
+    needs_fallback,
+    tail_repetitions,
+    without_tail_repetitions,
 )
-from transformers.modeling_outputs import BaseModelOutput
-
-from data.labels import LabelBuilder, special_id
-from data.languages import LANGUAGE_CODES, TASKS, verify_language
-from infer.encoder import WindowedWhisper, encode
+from infer.decode_settings import DecodeSettings
+from infer.decoder_steps import DecoderSteps
+from infer.encoder import WindowedWhisper, encode_windows
+from infer.reading import TokenReader
+from infer.search import Said, search
 from infer.subtitles import Segment
+from infer.token_rules import TokenRules
 
-TIMESTAMP_TOKEN = re.compile(r"<\|(\d+\.\d\d)\|>")
+__all__ = ["DecodeSettings", "Decoded", "Decoder", "judged"]
+
 POSITIONS_PER_S = 50  # of the encoder
 MAX_TOKENS_PER_S, EXTRA_TOKENS = 50, 20  # spoken bytes a second stay below this in every script
-MAX_INITIAL_TIMESTAMP = 50  # steps of 0.02 s; a first word later than 1 s after the window's start is not believed
-
-
-@dataclass(frozen=True)
-class DecodeSettings:
-    """How text is read off the model; stands beside every number that comes from it."""
-
-    name: str = "greedy"
-    language: str = "auto"
-    """An ISO code, or `auto`: detected for each clip."""
-    task: str = "transcribe"
-    num_beams: int = 1
-    max_new_tokens: int | None = None
-    """None allows 50 a second of window: no language is spoken faster, and a model that loops ends early."""
-    timestamps: bool = False
-    """Predict segment times; only for models that were trained with them."""
-
-    def __post_init__(self) -> None:
-        if self.language != "auto":
-            verify_language(self.language)
-        if self.task not in TASKS:
-            raise ValueError(f"decoding.task={self.task!r} must be one of {', '.join(TASKS)}")
-        if self.num_beams < 1:
-            raise ValueError(f"decoding.num_beams={self.num_beams} must be 1 (greedy) or more")
 
 
 @dataclass(frozen=True)
@@ -62,12 +46,43 @@ class Decoded:
     language: str
     """Language that the text was decoded in."""
     detected_language: str
+    """The likeliest; `language` where `detect_language` is off and nothing was detected."""
     language_probability: float
-    """Of `detected_language`, among all languages of the model."""
+    """Of `detected_language`, among all languages of the model; NaN where nothing was detected."""
     segments: tuple[Segment, ...]
     """Timed parts; empty without timestamps."""
     is_cut: bool
     """True if the token limit was reached before the end of the text."""
+    tokens: tuple[int, ...] = ()
+    """Text and times as they were said, without the end."""
+    avg_logprob: float = 0.0
+    """Mean a token, in nats."""
+    no_speech_prob: float | None = None
+    """Of `<|nospeech|>` in place of the language; None where it was not looked at."""
+    compression_ratio: float = 0.0
+    """Of the text; above 2.4 it repeats itself."""
+    temperature: float = 0.0
+    """At which the text was found."""
+    no_speech: bool = False
+    """True if the window was taken for silence; the text is then empty."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where the rows of a batch begin to speak."""
+
+    languages: list[str]
+    detected: list[tuple[str, float]]
+    no_speech_probs: list[float | None]
+    prefix: Tensor
+    """(B, T), padded on the left."""
+    padding: Tensor | None
+    """(B,) positions of padding; None if there are none."""
+    limit: int
+    """Most tokens that may follow."""
+    steps: DecoderSteps
+    logits: Tensor | None
+    """(B, V) of the first token; None where the steps have not come so far, as for beams."""
 
 
 class Decoder:
@@ -78,130 +93,225 @@ class Decoder:
         self.model = model
         self.tokenizer = tokenizer
         self.label_builder = LabelBuilder(tokenizer, max_positions=model.config.max_target_positions)
+        self.reader = TokenReader(tokenizer)
         vocabulary = tokenizer.get_vocab()
         self.language_ids = {code: vocabulary[f"<|{code}|>"] for code in LANGUAGE_CODES if f"<|{code}|>" in vocabulary}
-        self.timestamp_begin = special_id(tokenizer, "<|0.00|>")
+        self.timestamp_begin = self.reader.timestamp_begin
+        older = vocabulary.get("<|nocaptions|>")  # as tokenizers before large-v3 call it
+        self.no_speech_id: int | None = vocabulary.get("<|nospeech|>", older)
 
     @torch.inference_mode()
     def decode(
-        self, input_features: Tensor, settings: DecodeSettings, *, languages: Sequence[str] | None = None
+        self,
+        input_features: Tensor,
+        settings: DecodeSettings,
+        *,
+        languages: Sequence[str] | None = None,
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> list[Decoded]:
         """Decode a batch of windows.
 
-        The language is always detected, too, since one decoder step costs little and the detection is scored.
+        The language is read off the first step of the search, which is taken in any case.
 
         Args:
             input_features: (B, M, F) on the model's device.
             settings: how to decode.
             languages: language of each clip, in place of `settings.language`.
+            prompts: tokens of the text before each clip, of which the last 223 are taken; an empty one is none. All
+                languages must be given then.
 
         Returns:
             One result a clip, in order.
         """
-        hidden = encode(self.model.model.encoder, input_features)
-        codes, probabilities = self._detect(hidden)
-        wanted = [settings.language] * len(codes) if languages is None else list(languages)
-        chosen = [code if want == "auto" else want for want, code in zip(wanted, codes, strict=True)]
-        prefix = torch.tensor(
-            [self.label_builder.prefix_ids(code, settings.task, timestamps=settings.timestamps) for code in chosen],
+        num_clips = input_features.shape[0]
+        wanted = [settings.language] * num_clips if languages is None else list(languages)
+        if len(wanted) != num_clips:
+            raise ValueError(f"{len(wanted)} languages were given for {num_clips} clips")
+        hidden = encode_windows(self.model.model.encoder, input_features)
+        start = self._start(hidden, settings, wanted, prompts)
+        results: dict[int, Decoded] = {}
+        rows = list(range(num_clips))
+        for attempt, temperature in enumerate(settings.temperature):
+            seeds = _seeds(input_features, rows, settings.seed, attempt) if temperature > 0 else []
+            found = self._say(hidden, start, settings, rows, temperature, seeds)
+            failed: list[int] = []
+            for row, said in zip(rows, found, strict=True):
+                results[row] = self._read(said, start, row, temperature)
+                failed += [row] if self._fails(results[row], settings) else []
+            rows = failed
+            if not rows:
+                break
+        window_s = hidden.shape[1] / POSITIONS_PER_S
+        return [self._finish(results[row], settings, window_s) for row in range(num_clips)]
+
+    @torch.inference_mode()
+    def detect_languages(self, hidden: Tensor) -> list[tuple[str, float]]:
+        """Return the likeliest language of each window and its probability among all languages.
+
+        Args:
+            hidden: (B, S, D) from the encoder, also from that of another runtime.
+        """
+        steps = DecoderSteps(self.model, hidden, room=1, padding=None)
+        first = torch.full((hidden.shape[0], 1), self.label_builder.start_id, device=hidden.device)
+        return self._detect(steps.logits(steps.advance(first)[:, -1]).float())
+
+    def _start(
+        self,
+        hidden: Tensor,
+        settings: DecodeSettings,
+        wanted: Sequence[str],
+        prompts: Sequence[Sequence[int]] | None,
+    ) -> _Start:
+        """Give the prefix, and read off its first step what is spoken, and whether anything is."""
+        builder, device = self.label_builder, hidden.device
+        is_beam = settings.num_beams > 1
+        prompt_ids = [[]] * len(wanted) if prompts is None else [self._prompt_ids(prompt) for prompt in prompts]
+        prefix_length = PREFIX_LENGTH - settings.timestamps
+        widest = max(map(len, prompt_ids))
+        padding = None if prompts is None else torch.tensor([widest - len(ids) for ids in prompt_ids], device=device)
+        # Where there are prompts, a row has the room that the longest would leave it, whatever stands beside it.
+        room = builder.max_positions - prefix_length - (0 if prompts is None else builder.max_prompt_tokens + 1)
+        limit = settings.max_new_tokens or EXTRA_TOKENS + hidden.shape[1] * MAX_TOKENS_PER_S // POSITIONS_PER_S
+        limit = min(limit, room)
+        steps = DecoderSteps(self.model, hidden, room=widest + prefix_length + limit, padding=padding)
+        languages, detected = list(wanted), [(code, math.nan) for code in wanted]
+        no_speech: list[float | None] = [None] * len(wanted)
+        logits: Tensor | None = None
+        if prompts is None and (settings.detect_language or "auto" in wanted):
+            first = torch.full((len(wanted), 1), builder.start_id, device=device)
+            logits = steps.logits(steps.advance(first)[:, -1]).float()
+            detected, no_speech = self._detect(logits), self._no_speech(logits)
+            languages = [code if want == "auto" else want for want, (code, _) in zip(wanted, detected, strict=True)]
+        if "auto" in languages:
+            raise ValueError("prompts need a language each; detect it in the first window")
+        ids = [
+            [
+                *[builder.end_id] * (widest - len(prompt)),
+                *prompt,
+                *builder.prefix_ids(code, settings.task, timestamps=settings.timestamps),
+            ]
+            for prompt, code in zip(prompt_ids, languages, strict=True)
+        ]
+        prefix = torch.tensor(ids, device=device)
+        if is_beam and settings.temperature[0] == 0 and (logits is not None or settings.no_speech_threshold is None):
+            return _Start(languages, detected, no_speech, prefix, padding, limit, steps, None)
+        heard = steps.advance(prefix[:, steps.length :])
+        if logits is None and settings.no_speech_threshold is not None:
+            no_speech = self._no_speech(steps.logits(heard[:, widest]).float())
+        logits = steps.logits(heard[:, -1])
+        return _Start(languages, detected, no_speech, prefix, padding, limit, steps, logits)
+
+    def _prompt_ids(self, prompt: Sequence[int]) -> list[int]:
+        ids = list(prompt)[-self.label_builder.max_prompt_tokens :]
+        return [self.label_builder.previous_id, *ids] if ids else []
+
+    def _detect(self, logits: Tensor) -> list[tuple[str, float]]:
+        ids = torch.tensor(list(self.language_ids.values()), device=logits.device)
+        probabilities, best = logits[:, ids].softmax(-1).max(-1)
+        codes = list(self.language_ids)
+        return [(codes[i], p) for i, p in zip(best.tolist(), probabilities.tolist(), strict=True)]
+
+    def _no_speech(self, logits: Tensor) -> list[float | None]:
+        if self.no_speech_id is None:
+            return [None] * len(logits)
+        return list((logits[:, self.no_speech_id] - logits.logsumexp(-1)).exp().tolist())
+
+    def _say(
+        self,
+        hidden: Tensor,
+        start: _Start,
+        settings: DecodeSettings,
+        rows: Sequence[int],
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[Said]:
+        """Search once: with beams or the likeliest token at temperature 0, by drawing above it."""
+        builder = self.label_builder
+        index = torch.tensor(rows, device=hidden.device)
+        prefix = start.prefix[index]
+        padding = None if start.padding is None else start.padding[index]
+        if temperature == 0 and settings.num_beams > 1:
+            return beam_search(
+                self.model,
+                hidden,
+                prefix,
+                num_beams=settings.num_beams,
+                limit=start.limit,
+                end_id=builder.end_id,
+                no_timestamps_id=builder.no_timestamps_id,
+                timestamps=settings.timestamps,
+                padding=padding,
+            )
+        steps, logits = start.steps, start.logits
+        if logits is None or temperature != settings.temperature[0]:  # what the first search has used up
+            room = prefix.shape[1] + start.limit
+            steps = DecoderSteps(self.model, hidden[index], room=room, padding=padding)
+            logits = steps.logits(steps.advance(prefix)[:, -1])
+        config = self.model.generation_config
+        rules = TokenRules(
+            suppressed=config.suppress_tokens or (),
+            suppressed_first=config.begin_suppress_tokens or (),
+            end_id=builder.end_id,
+            no_timestamps_id=builder.no_timestamps_id,
+            timestamps=settings.timestamps,
             device=hidden.device,
         )
-        tokens = self._generate(hidden, prefix, settings)
-        return [
-            self._read(
-                tokens[i],
-                language=chosen[i],
-                detected=codes[i],
-                probability=probabilities[i],
-                window_s=hidden.shape[1] / POSITIONS_PER_S if settings.timestamps else None,
-            )
-            for i in range(len(codes))
-        ]
-
-    def _detect(self, hidden: Tensor) -> tuple[list[str], list[float]]:
-        start = torch.full((hidden.shape[0], 1), self.label_builder.start_id, device=hidden.device)
-        logits = self.model(
-            decoder_input_ids=start,
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
-            use_cache=False,
-        ).logits[:, -1]
-        ids = torch.tensor(list(self.language_ids.values()), device=hidden.device)
-        probabilities, best = logits[:, ids].float().softmax(-1).max(-1)
-        codes = list(self.language_ids)
-        return [codes[i] for i in best.tolist()], probabilities.tolist()
-
-    def _generate(self, hidden: Tensor, prefix: Tensor, settings: DecodeSettings) -> Tensor:
-        room = self.model.config.max_target_positions - prefix.shape[1]
-        config = _generation_config(self.model.generation_config)
-        limit = settings.max_new_tokens or EXTRA_TOKENS + hidden.shape[1] * MAX_TOKENS_PER_S // POSITIONS_PER_S
-        config.num_beams = settings.num_beams
-        config.max_length = prefix.shape[1] + min(limit, room)
-        # The generate of Whisper pads every window to 30 s again; the one below it does not.
-        ids: Tensor = GenerationMixin.generate(
-            self.model,
-            generation_config=config,
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
-            attention_mask=torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device),
-            decoder_input_ids=prefix,
-            logits_processor=self._processors(prefix.shape[1], timestamps=settings.timestamps),
+        return search(
+            steps, logits, rules, end_id=builder.end_id, limit=start.limit, temperature=temperature, seeds=seeds
         )
-        return ids[:, prefix.shape[1] :]
 
-    def _processors(self, begin_index: int, *, timestamps: bool) -> LogitsProcessorList:
-        config = self.model.generation_config
-        device = self.model.device
-        processors = LogitsProcessorList()
-        if config.suppress_tokens:
-            processors.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=device))
-        if config.begin_suppress_tokens:
-            processors.append(
-                SuppressTokensAtBeginLogitsProcessor(config.begin_suppress_tokens, begin_index, device=device)
-            )
-        if timestamps:
-            timed = copy.deepcopy(config)
-            timed.no_timestamps_token_id = self.label_builder.no_timestamps_id
-            timed.max_initial_timestamp_index = MAX_INITIAL_TIMESTAMP
-            processors.append(WhisperTimeStampLogitsProcessor(timed, begin_index=begin_index))
-        return processors
+    def _read(self, said: Said, start: _Start, row: int, temperature: float) -> Decoded:
+        text = self.reader.text(said.tokens)
+        code, probability = start.detected[row]
+        return Decoded(
+            text=text,
+            language=start.languages[row],
+            detected_language=code,
+            language_probability=probability,
+            segments=(),
+            is_cut=said.is_cut,
+            tokens=said.tokens,
+            avg_logprob=said.avg_logprob,
+            no_speech_prob=start.no_speech_probs[row],
+            compression_ratio=compression_ratio(text),
+            temperature=temperature,
+        )
 
-    def _read(
-        self, tokens: Tensor, *, language: str, detected: str, probability: float, window_s: float | None
-    ) -> Decoded:
-        ids = [int(i) for i in tokens.tolist()]
-        is_cut = self.label_builder.end_id not in ids
-        ids = ids if is_cut else ids[: ids.index(self.label_builder.end_id)]
-        text = self.tokenizer.decode([i for i in ids if i < self.timestamp_begin], skip_special_tokens=True)
-        segments = () if window_s is None else self._segments(ids, window_s)
-        return Decoded(text.strip(), language, detected, probability, segments, is_cut)
+    def _fails(self, decoded: Decoded, settings: DecodeSettings) -> bool:
+        return needs_fallback(
+            settings,
+            ratio=decoded.compression_ratio,
+            avg_logprob=decoded.avg_logprob,
+            no_speech_prob=decoded.no_speech_prob or 0.0,
+            repetitions=tail_repetitions(self.reader.words(decoded.tokens))[1] if settings.max_repetitions else 0,
+        )
 
-    def _segments(self, ids: Sequence[int], window_s: float) -> tuple[Segment, ...]:
-        segments: list[Segment] = []
-        start_s: float | None = None
-        words: list[int] = []
-        for i in ids:
-            if i < self.timestamp_begin:
-                words.append(i)
-                continue
-            time_s = (i - self.timestamp_begin) * 0.02
-            if start_s is not None and words:
-                text = self.tokenizer.decode(words, skip_special_tokens=True).strip()
-                segments.append(Segment(start_s, time_s, text))
-                words = []
-            start_s = time_s
-        if start_s is not None and words:  # cut before its closing timestamp; what was said must still stand somewhere
-            text = self.tokenizer.decode(words, skip_special_tokens=True).strip()
-            segments.append(Segment(start_s, max(start_s, window_s), text))
-        return tuple(segments)
+    def _finish(self, decoded: Decoded, settings: DecodeSettings, window_s: float) -> Decoded:
+        """Take silence for what it is, cut a loop that no temperature broke, and read the times."""
+        tokens = decoded.tokens
+        if is_silence(settings, no_speech_prob=decoded.no_speech_prob or 0.0, avg_logprob=decoded.avg_logprob):
+            return replace(decoded, text="", tokens=(), no_speech=True)
+        if settings.max_repetitions is not None:
+            words = self.reader.words(tokens)
+            num_kept = len(without_tail_repetitions(words, settings.max_repetitions))
+            tokens = self.reader.without_last_words(tokens, len(words) - num_kept)
+        text = decoded.text if tokens == decoded.tokens else self.reader.text(tokens)
+        segments = self.reader.segments(tokens, window_s) if settings.timestamps else ()
+        return replace(decoded, text=text, tokens=tokens, segments=tuple(judged(s, decoded) for s in segments))
 
 
-def _generation_config(base: GenerationConfig | None) -> GenerationConfig:
-    """Keep the ids, drop what would steer the search twice: we give prefix and processors ourselves."""
-    config = GenerationConfig()
-    if base is not None:
-        config.eos_token_id = base.eos_token_id
-        config.pad_token_id = base.pad_token_id
-        config.bos_token_id = base.bos_token_id
-        config.decoder_start_token_id = base.decoder_start_token_id
-    config.do_sample = False
-    config.use_cache = True
-    return config
+def judged(segment: Segment, decoded: Decoded) -> Segment:
+    """Write beside a segment how sure the model was of the window that it stands in."""
+    return replace(
+        segment,
+        avg_logprob=decoded.avg_logprob,
+        no_speech_prob=decoded.no_speech_prob,
+        compression_ratio=decoded.compression_ratio,
+        temperature=decoded.temperature,
+    )
+
+
+def _seeds(input_features: Tensor, rows: Sequence[int], seed: int, attempt: int) -> list[int]:
+    """Return a seed for each row: of what it hears, so that a window draws the same whatever shares its batch."""
+    sounds = [zlib.crc32(input_features[row].float().cpu().numpy().tobytes()) for row in rows]
+    return [sound ^ (seed * 1_000_003 + attempt * 7919) & 0xFFFFFFFF for sound in sounds]

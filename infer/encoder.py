@@ -13,6 +13,8 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+CPU_FRAMES_AT_ONCE = 3000  # measured with Whisper tiny: 30 s; more is slower from 2000 frames on
+
 
 def encode(encoder: WhisperEncoder, input_features: Tensor) -> Tensor:
     """Run the encoder over a window of any length up to its positions.
@@ -41,6 +43,25 @@ def encode(encoder: WhisperEncoder, input_features: Tensor) -> Tensor:
         hidden = layer(hidden, None)
     normed: Tensor = encoder.layer_norm(hidden)
     return normed
+
+
+def encode_windows(encoder: WhisperEncoder, input_features: Tensor) -> Tensor:
+    """Run the encoder over a batch for inference, on a CPU a few windows at a time.
+
+    On a CPU a batch of 30 s windows leaves the caches between one layer and the next: one at a time takes an eighth
+    less time, and the text is the same.
+
+    Args:
+        encoder: in evaluation mode.
+        input_features: (B, M, F).
+
+    Returns:
+        (B, S, D) hidden states.
+    """
+    if input_features.device.type != "cpu":
+        return encode(encoder, input_features)
+    at_once = max(1, CPU_FRAMES_AT_ONCE // input_features.shape[-1])
+    return torch.cat([encode(encoder, part) for part in input_features.split(at_once)])
 
 
 def _verify_features(encoder: WhisperEncoder, input_features: Tensor) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -16,6 +16,15 @@ class Segment:
     end_s: float
     """Seconds, not before `start_s`."""
     text: str
+    # How sure the model was of the window that the segment stands in; no part of what it says.
+    avg_logprob: float | None = field(default=None, compare=False)
+    """Mean a token, in nats."""
+    no_speech_prob: float | None = field(default=None, compare=False)
+    """That nobody speaks."""
+    compression_ratio: float | None = field(default=None, compare=False)
+    """Of the text; above 2.4 it repeats itself."""
+    temperature: float | None = field(default=None, compare=False)
+    """At which the text was found."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.end_s) and 0 <= self.start_s <= self.end_s):
@@ -37,7 +46,7 @@ def format_json(transcript: object) -> str:
         "text": _field(transcript, "text"),
         "language": _field(transcript, "language"),
         "duration_s": _field(transcript, "duration_s"),
-        "segments": [asdict(segment) for segment in _segments(transcript)],
+        "segments": [_known(segment) for segment in _segments(transcript)],
     }
     return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
 
@@ -79,10 +88,20 @@ def _field(item: object, name: str) -> Any:
     return item[name] if isinstance(item, Mapping) else getattr(item, name)
 
 
+def _known(segment: Segment) -> dict[str, Any]:
+    """The fields of a segment that have a value."""
+    return {name: value for name, value in asdict(segment).items() if value is not None}
+
+
 def _segments(transcript: object) -> list[Segment]:
     """All segments with their times verified, whichever class they came in."""
     found: Iterable[object] = _field(transcript, "segments") or ()
-    return [Segment(_field(item, "start_s"), _field(item, "end_s"), _field(item, "text")) for item in found]
+    return [
+        item
+        if isinstance(item, Segment)
+        else Segment(_field(item, "start_s"), _field(item, "end_s"), _field(item, "text"))
+        for item in found
+    ]
 
 
 def _cues(transcript: object) -> list[tuple[int, int, str]]:

@@ -1,67 +1,46 @@
-"""Score held-out sets through an artefact: a table, `report.json` and `predictions.jsonl`.
+"""Score held-out sets through artefacts: tables, `report.json`, `predictions.jsonl` and `report.html`.
 
 python scripts/evaluate.py artefact=runs/demo/export dataset=manifest dataset.test=test.jsonl
+python scripts/evaluate.py artefact=[base,runs/a/export] dataset.test=[new.jsonl,old.jsonl] retention.targets=[new]
 """
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 if not __package__:  # run by path: scripts/ would hide the package `train` and the library `evaluate`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from data.settings import DatasetSettings
+from data.sources import Source
 from infer.artefact import amend_record, load_artefact
-from infer.decoding import DecodeSettings
+from infer.score.contest import Duel, Entry, Forgetting, find_forgetting, hold_duels, render_contest
 from infer.score.evaluation import Prediction, Score, score_predictions
-from infer.score.held_out import read_held_out, transcribe_rows
+from infer.score.held_out import transcribe_rows, verify_task
+from infer.score.levels import with_levels
 from infer.score.metrics import compute_named_metrics
+from infer.score.page.page import PageSettings, write_page
 from infer.score.report import render_table, write_report
+from infer.score.sets import HeldOutSet, name_artefacts, read_sets, verify_targets
+from infer.score.sharing import Share
 from infer.transcriber import Transcriber, best_device
+from scripts.evaluate_settings import EvaluateSettings
 from scripts.settings import build, entry_point, to_plain
-
-
-@dataclass(frozen=True)
-class InferSettings:
-    """The `infer` group."""
-
-    compute: str = "auto"
-    batch_size: int = 32
-
-
-@dataclass(frozen=True)
-class ReportSettings:
-    """The `report` group."""
-
-    dir: str | None = None
-    record: bool = False
-
-
-@dataclass(frozen=True)
-class ScoringSettings:
-    """The `scoring` group."""
-
-    metrics: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """One evaluation."""
-
-    artefact: str
-    dataset: DatasetSettings
-    """Only `test` is looked at."""
-    decoding: DecodeSettings
-    scoring: ScoringSettings
-    infer: InferSettings
-    report: ReportSettings
+from train.tracked_report import track_report
 
 
 @dataclass(frozen=True)
@@ -71,6 +50,17 @@ class Evaluation:
     score: Score
     predictions: tuple[Prediction, ...]
     report: Path
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a whole command found."""
+
+    entries: tuple[Entry, ...]
+    reports: tuple[Path, ...]
+    duels: tuple[Duel, ...]
+    forgetting: tuple[Forgetting, ...]
+    page: Path | None
 
 
 def build_settings(config: DictConfig) -> EvaluateSettings:
@@ -83,61 +73,218 @@ def build_settings(config: DictConfig) -> EvaluateSettings:
 
 
 def evaluate_artefact(settings: EvaluateSettings, *, console: Console) -> Evaluation:
-    """Transcribe the sets, score them and write the report.
+    """Evaluate one artefact and return its score over all sets.
 
     Raises:
         ValueError: for a set or an artefact that cannot be used whole.
     """
-    rows = read_held_out(settings.dataset.sources("test"))
-    artefact = load_artefact(settings.artefact, compute=settings.infer.compute, device=best_device())
+    found = evaluate_all(settings, console=console)
+    return Evaluation(found.entries[0].score, found.entries[0].predictions, found.reports[0])
+
+
+def evaluate_all(settings: EvaluateSettings, *, console: Console, share: Share | None = None) -> Findings:
+    """Transcribe every set through every artefact, score them and write the reports.
+
+    Args:
+        settings: what to evaluate.
+        console: where it is said.
+        share: what this process takes of each set; the first process writes.
+
+    Raises:
+        ValueError: for a set or an artefact that cannot be used whole.
+    """
+    share = share or Share()
+    sources = settings.sources()
+    sets = read_sets(sources)
+    names = name_artefacts(settings.artefact)
+    targets = find_targets(settings, [s.name for s in sets])
+    verify_targets(targets, sets)
+    for held_out in sets:
+        verify_task(held_out.rows, settings.decoding.task)
+    folder = report_dir(settings, names)
+    entries = []
+    for path, name in zip(settings.artefact, names, strict=True):
+        own = folder if len(names) == 1 else folder / name
+        entries.append(_evaluate_one(settings, path, name, sets, console=console, share=share, folder=own))
+    duels = hold_duels(entries)
+    forgetting = (
+        find_forgetting(entries, targets=targets, max_forgetting=settings.retention.max_forgetting) if targets else []
+    )
+    findings = Findings(tuple(entries), (), tuple(duels), tuple(forgetting), None)
+    return findings if share.rank else _write_all(settings, findings, folder, sets, sources, targets)
+
+
+def _write_all(
+    settings: EvaluateSettings,
+    findings: Findings,
+    folder: Path,
+    sets: Sequence[HeldOutSet],
+    sources: Sequence[Source],
+    targets: set[str],
+) -> Findings:
+    """Write and track everything, and return the findings with where it stands."""
+    facts = _facts(settings, sources)
+    reports = []
+    for path, entry in zip(settings.artefact, findings.entries, strict=True):
+        own = folder if len(findings.entries) == 1 else folder / entry.name
+        reports.append(_write(entry, own, facts))
+        if settings.report.record:
+            recorded = {"overall": entry.score.overall, "languages": entry.score.languages}
+            amend_record(Path(path), evaluation={**recorded, **facts})
+    if findings.duels:
+        comparison = {
+            "duels": [duel.describe() for duel in findings.duels],
+            "retention": [lost.describe() for lost in findings.forgetting],
+            "settings": {**facts, "targets": sorted(targets)},
+        }
+        text = json.dumps(comparison, ensure_ascii=False, indent=2, allow_nan=False)
+        (folder / "comparison.json").write_text(text + "\n", encoding="utf-8")
+    page = None
+    if settings.report.html:
+        page = write_page(
+            folder,
+            findings.entries,
+            findings.duels,
+            findings.forgetting,
+            rows={row.id: row for held_out in sets for row in held_out.rows},
+            settings=PageSettings(max_clips=settings.report.max_clips, max_mib=settings.report.max_mib),
+        )
+    track_report(
+        settings.tracker, folder, findings.entries, findings.duels, findings.forgetting, page=page, config=facts
+    )
+    return replace(findings, reports=tuple(reports), page=page)
+
+
+def find_targets(settings: EvaluateSettings, names: Sequence[str]) -> set[str]:
+    """Return what the training was for: what was named, or `dataset.test` where `retention.sets` are given."""
+    num_tested = len(settings.dataset.sources("test"))
+    named = set(settings.retention.targets)
+    return named or (set(names[:num_tested]) if settings.retention.sets else set())
+
+
+def _evaluate_one(
+    settings: EvaluateSettings,
+    path: str,
+    name: str,
+    sets: Sequence[HeldOutSet],
+    *,
+    console: Console,
+    share: Share,
+    folder: Path,
+) -> Entry:
+    artefact = load_artefact(path, compute=settings.infer.compute, device=_device(share))
     console.print(
         f"{artefact.path}: stored in {artefact.stored}, computing in {artefact.compute} on {artefact.model.device} "
         f"({artefact.reason}); sha256 {artefact.sha256[:12]}",
         highlight=False,
     )
     transcriber = Transcriber(artefact, settings.decoding, batch_size=settings.infer.batch_size)
+    transcriber.warm_up()
+    scores: dict[str, Score] = {}
+    predictions: list[Prediction] = []
+    times_s: list[float] = []
     with Progress(
-        TextColumn("transcribing"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
         transient=True,
     ) as bar:
-        task = bar.add_task("transcribing", total=len(rows))
-        predictions, processing_s = transcribe_rows(
-            transcriber, rows, on_progress=lambda count: bar.advance(task, count)
-        )
-    score = score_predictions(predictions, processing_s=processing_s)
+        for held_out in sets:
+            task = bar.add_task(f"transcribing {held_out.name}", total=len(held_out.rows))
+            found, processing_s = transcribe_rows(
+                transcriber,
+                held_out.rows,
+                test_set=held_out.name,
+                on_progress=partial(bar.advance, task),
+                share=share,
+                partial_dir=folder if artefact.sha256 else None,  # what was heard so far is kept if this is stopped
+            )
+            if settings.scoring.levels and share.rank == 0:
+                found = with_levels(found, held_out.rows)
+            if len(sets) > 1:
+                scores[held_out.name] = score_predictions(found, processing_s=processing_s)
+            predictions += found
+            times_s.append(processing_s)
+    score = score_predictions(predictions, processing_s=math.fsum(times_s))
     score.overall.update(compute_named_metrics(settings.scoring.metrics, predictions))
-    facts: dict[str, Any] = {
+    return Entry(name, artefact.describe(), score, scores or {sets[0].name: score}, tuple(predictions))
+
+
+def _device(share: Share) -> torch.device:
+    if share.world_size > 1 and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", share.rank)))
+    return best_device()
+
+
+def find_share() -> Share:
+    """Return what this process takes where `accelerate launch` or torchrun started several, else all."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Share()
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState()
+    return Share(state.process_index, state.num_processes, gather=lambda item: list(gather_object([item])))
+
+
+def _write(entry: Entry, folder: Path, facts: dict[str, Any]) -> Path:
+    """Write the report over all sets, and where there are several, one of each below `sets/`."""
+    if len(entry.sets) > 1:
+        for name, score in entry.sets.items():
+            own = [p for p in entry.predictions if p.test_set == name]
+            write_report(folder / "sets" / name, score, own, artefact=entry.artefact, settings={**facts, "set": name})
+    return write_report(folder, entry.score, entry.predictions, artefact=entry.artefact, settings=facts)
+
+
+def _facts(settings: EvaluateSettings, sources: Sequence[Source]) -> dict[str, Any]:
+    return {
         "decoding": asdict(settings.decoding),
         "batch_size": settings.infer.batch_size,
-        "test": [source.path for source in settings.dataset.sources("test")],
+        "test": [source.path for source in sources],
     }
-    report = write_report(report_dir(settings), score, predictions, artefact=artefact.describe(), settings=facts)
-    if settings.report.record:
-        amend_record(artefact.path, evaluation={"overall": score.overall, "languages": score.languages, **facts})
-    return Evaluation(score, tuple(predictions), report)
 
 
-def report_dir(settings: EvaluateSettings) -> Path:
+def report_dir(settings: EvaluateSettings, names: Sequence[str]) -> Path:
     """Return where the report goes."""
     if settings.report.dir is not None:
         return Path(settings.report.dir)
-    artefact = Path(settings.artefact).absolute()
-    if (artefact.parent / "config.yaml").is_file():
+    artefact = Path(settings.artefact[-1]).absolute()
+    if len(names) == 1 and (artefact.parent / "config.yaml").is_file():
         return artefact.parent / "report"
-    return Path("runs") / f"report-{artefact.name}"
+    return Path("runs") / f"report-{'-'.join(names) if len(names) > 1 else artefact.name}"
+
+
+def show(findings: Findings, console: Console) -> None:
+    """Print the tables, who is better, and what was forgotten."""
+    if len(findings.entries) == 1:
+        console.print(render_table(findings.entries[0].score))
+        for name, score in findings.entries[0].sets.items():
+            if len(findings.entries[0].sets) > 1:
+                console.print(render_table(score, title=f"Held-out set {name}"))
+    else:
+        console.print(render_contest(findings.entries, findings.duels))
+        for duel in findings.duels:
+            console.print(duel.sentence, highlight=False)
+    for lost in findings.forgetting:
+        if lost.is_too_much:
+            console.print(Panel(Text(lost.sentence), title=f"WARNING: {lost.after} forgets", border_style="bold red"))
+        else:
+            console.print(f"{lost.after}: {lost.sentence}", highlight=False)
 
 
 @entry_point("evaluate")
 def main(config: DictConfig) -> int:
     """Evaluate."""
-    console = Console()
-    evaluation = evaluate_artefact(build_settings(config), console=console)
-    console.print(render_table(evaluation.score))
-    console.print(f"report: {evaluation.report}", soft_wrap=True, highlight=False)
+    share = find_share()
+    console = Console(width=None if sys.stdout.isatty() else 100, quiet=share.rank > 0)
+    findings = evaluate_all(build_settings(config), console=console, share=share)
+    show(findings, console)
+    for report in findings.reports:
+        console.print(f"report: {report}", soft_wrap=True, highlight=False)
+    if findings.page is not None:
+        console.print(f"to look at: {findings.page}", soft_wrap=True, highlight=False)
     return 0
 
 

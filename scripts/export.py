@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from scripts.settings import SettingsError, build, entry_point, to_plain
 from scripts.train import settings_from_plain
 from train.export import DTYPES, export_run
+from train.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,22 @@ def export(settings: ExportSettings) -> Path:
     Raises:
         FileNotFoundError: if the run or its checkpoint is not there.
     """
-    run_dir = Path(settings.run.dir)
+    target = settings.export
+    return export_run(
+        read_run(Path(settings.run.dir)),
+        Path(target.dir),
+        dtype=DTYPES[target.dtype],
+        step=target.step,
+    )
+
+
+def read_run(run_dir: Path) -> TrainSettings:
+    """Return the settings of a run, with its folder where it is now.
+
+    Raises:
+        FileNotFoundError: if the folder is no run.
+        SettingsError: if its configuration cannot be read.
+    """
     file = run_dir / "config.yaml"
     if not file.is_file():
         raise FileNotFoundError(f"{run_dir} is no run: it has no config.yaml")
@@ -66,13 +82,7 @@ def export(settings: ExportSettings) -> Path:
     if not isinstance(plain, dict):
         raise SettingsError(f"{file} is not the configuration of a run")
     plain["run"] = {**plain["run"], "dir": str(run_dir)}
-    target = settings.export
-    return export_run(
-        settings_from_plain({str(k): v for k, v in plain.items()}),
-        Path(target.dir),
-        dtype=DTYPES[target.dtype],
-        step=target.step,
-    )
+    return settings_from_plain({str(k): v for k, v in plain.items()})
 
 
 @entry_point("export")

@@ -20,7 +20,7 @@ from infer.artefact import load_artefact
 from infer.decoding import DecodeSettings
 from infer.subtitles import FORMATS
 from infer.transcriber import Transcriber, Transcript, best_device
-from scripts.evaluate import InferSettings
+from scripts.evaluate_settings import InferSettings
 from scripts.settings import build, entry_point, to_plain
 
 FILES_AT_ONCE = 64  # recordings held in memory together

@@ -8,13 +8,16 @@ import random
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import pytest
 from rich.console import Console
 from rich.table import Table
 
+from infer.score.alignment import align
 from infer.score.evaluation import Prediction, Score, score_predictions
-from infer.score.normalise import NORMALISER_VERSION
-from infer.score.report import render_before_after, render_table, write_report
+from infer.score.normalise import NORMALISER_VERSION, describe_scoring
+from infer.score.report import read_predictions, render_before_after, render_table, write_report
+from infer.score.utterances import count_utterance
 
 PREDICTIONS = [
     Prediction("a", "en", "en", "The cat sat.", "the cat sad", 2.0),
@@ -23,7 +26,7 @@ PREDICTIONS = [
     Prediction("d", "ru", "ru", "ещё мой", "еще мой", 4.0),
 ]
 FIGURES = {"wer", "cer", "wer_ortho", "cer_ortho", "headline", "language_accuracy", "rtfx", "utterances", "audio_s"}
-FIGURES |= {"substitutions", "deletions", "insertions"}
+FIGURES |= {"substitutions", "deletions", "insertions", "words", "characters", "speakers", "signs", "intervals"}
 
 
 def _show(table: Table) -> str:
@@ -42,6 +45,11 @@ def _row(text: str, first_cell: str) -> list[str]:
     return row
 
 
+def _ends(score: Score, language: str) -> str:
+    low, high = score.languages[language]["intervals"]["headline"]
+    return f"{100 * low:.2f} to {100 * high:.2f}"
+
+
 def _files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -50,7 +58,7 @@ def test_figures_are_those_of_a_count_by_hand() -> None:
     score = score_predictions(PREDICTIONS, processing_s=0.5)
     assert set(score.overall) == FIGURES
     assert list(score.languages) == ["en", "ru", "zh"]
-    assert all(set(figures) == FIGURES | {"headline_metric"} for figures in score.languages.values())
+    assert all(set(figures) == FIGURES | {"headline_metric", "error_by"} for figures in score.languages.values())
 
     assert score.languages["en"]["wer"] == 1 / 4
     assert score.languages["en"]["cer"] == 1 / 14  # "the cat sat" and "yes"
@@ -78,19 +86,35 @@ def test_the_order_of_predictions_has_no_influence() -> None:
 
 
 def test_what_cannot_be_divided_is_none() -> None:
-    score = score_predictions([Prediction("a", "en", None, "", "thank you", 1.0)], processing_s=0)
+    score = score_predictions([Prediction("a", "en", None, "", "thank you", 1.0, no_speech=True)], processing_s=0)
     assert [score.overall[key] for key in ("wer", "cer", "headline", "rtfx", "language_accuracy")] == [None] * 5
     assert score.overall["insertions"] == 2
 
 
+def test_an_empty_hypothesis_costs_every_word_and_is_counted() -> None:
+    score = score_predictions([dataclasses.replace(PREDICTIONS[0], hypothesis="")], processing_s=1)
+    assert (score.overall["wer"], score.overall["deletions"], score.overall["signs"]["empty"]) == (1.0, 3, 1)
+
+
 def test_a_language_without_reference_units_does_not_enter_the_headline() -> None:
-    rows = [Prediction("a", "en", None, "the cat", "the", 1.0), Prediction("b", "de", None, "", "", 1.0)]
+    rows = [
+        Prediction("a", "en", None, "the cat", "the", 1.0),
+        Prediction("b", "de", None, "", "", 1.0, no_speech=True),
+    ]
     assert score_predictions(rows, processing_s=1).overall["headline"] == 0.5
 
 
 def test_predictions_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match=r"no predictions.*dataset\.test"):
         score_predictions([], processing_s=1)
+    with pytest.raises(ValueError, match="the reference of 'a' is empty; write what is said, or no_speech: true"):
+        score_predictions([dataclasses.replace(PREDICTIONS[0], reference=" ")], processing_s=1)
+    with pytest.raises(ValueError, match=r"'a' has a reference, 'The cat sat\.', and no_speech"):
+        score_predictions([dataclasses.replace(PREDICTIONS[0], no_speech=True)], processing_s=1)
+    with pytest.raises(ValueError, match=r"no scoring profile for language 'xx'"):
+        score_predictions([dataclasses.replace(PREDICTIONS[0], language="xx")], processing_s=1)
+    with pytest.raises(ValueError, match="snr_db=inf of 'a'"):
+        score_predictions([dataclasses.replace(PREDICTIONS[0], snr_db=math.inf)], processing_s=1)
     with pytest.raises(ValueError, match="'a' comes 2 times"):
         score_predictions([PREDICTIONS[0], PREDICTIONS[1], PREDICTIONS[0]], processing_s=1)
     for processing_s in (-1.0, math.nan, math.inf):
@@ -106,14 +130,15 @@ def test_a_report_read_back_is_the_score(tmp_path: Path) -> None:
     path = write_report(tmp_path / "new" / "report", score, PREDICTIONS, artefact={"sha256": "ab"}, settings=settings)
     assert path == tmp_path / "new" / "report" / "report.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert list(content) == ["artefact", "overall", "languages", "settings"]
+    assert list(content) == ["artefact", "overall", "languages", "confusion", "error_by", "worst", "settings"]
     assert content["artefact"] == {"sha256": "ab"}
-    assert Score(content["overall"], content["languages"]) == score
+    assert Score.from_report(content) == score
     assert content["settings"] == {
         "infer.compute": "fp16",
         "manifest": "some/where.jsonl",
-        "normaliser_version": NORMALISER_VERSION,
+        **describe_scoring(["en", "ru", "zh"]),
     }
+    assert content["settings"]["normaliser_version"] == NORMALISER_VERSION
     assert "normaliser_version" not in settings
     assert _files(path.parent) == {"report.json", "predictions.jsonl"}
 
@@ -134,8 +159,95 @@ def test_predictions_are_one_object_a_line_raw_and_normalised(tmp_path: Path) ->
         "reference_norm": "еще мой",
         "hypothesis_norm": "еще мой",
         "duration_s": 4.0,
+        "task": "transcribe",
+        "speaker": None,
+        "test_set": None,
+        "no_speech": False,
+        "loudness_dbfs": None,
+        "snr_db": None,
+        "is_cut": False,
+        "metric": "wer",
+        "edits": 0,
+        "units": 2,
+        "signs": [],
     }
     assert rows[2]["detected_language"] is None
+
+
+def _random_predictions(num: int) -> list[Prediction]:
+    """Sentences with errors of every kind, in languages of every profile."""
+    rng = random.Random(0)
+    texts = {
+        "en": "I won't say that Mr. Smith's colour is twenty-one, uh, grey!",
+        "zh": "我們今天，去學校買東西。",
+        "ja": "がっこうへ、行きます！ﾊﾟｰﾃｨｰ",
+        "ar": "مُحَمَّدٌ إلى أحمد، ٢٠ يوما",
+        "ru": "Ещё мой йод — «Война и мир».",
+        "de": "Der Hund, (laut) groß!",
+        "ko": "안녕하세요! 나는 학교",
+    }
+    predictions = []
+    for i in range(num):
+        language = rng.choice(list(texts))
+        heard = list(texts[language])
+        for _ in range(rng.randint(0, 6)):
+            place = rng.randrange(len(heard) + 1)
+            heard[place : place + rng.randint(0, 2)] = rng.choices(" abcй们が", k=rng.randint(0, 2))
+        predictions.append(Prediction(f"{i:03}", language, None, texts[language], "".join(heard), 1.0))
+    return predictions
+
+
+def test_what_is_dumped_gives_jiwer_the_same_rates(tmp_path: Path) -> None:
+    predictions = _random_predictions(300)
+    score = score_predictions(predictions, processing_s=1)
+    path = write_report(tmp_path, score, predictions, artefact={}, settings={})
+    report = json.loads(path.read_text(encoding="utf-8"))
+    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    for language in (None, *report["languages"]):
+        figures = report["languages"][language] if language else report["overall"]
+        part = [row for row in rows if language in (None, row["language"])]
+        references, hypotheses = [r["reference_norm"] for r in part], [r["hypothesis_norm"] for r in part]
+        words, characters = (
+            jiwer.process_words(references, hypotheses),
+            jiwer.process_characters(references, hypotheses),
+        )
+        assert figures["wer"] == words.wer and figures["cer"] == characters.cer
+        for unit, theirs in (("words", words), ("characters", characters)):
+            for kind in ("substitutions", "deletions", "insertions"):
+                assert figures[unit][kind] == getattr(theirs, kind)
+            assert figures[unit]["units"] == theirs.hits + theirs.substitutions + theirs.deletions
+        assert figures["wer_ortho"] == jiwer.wer([r["reference"] for r in part], [r["hypothesis"] for r in part])
+        assert figures["cer_ortho"] == jiwer.cer([r["reference"] for r in part], [r["hypothesis"] for r in part])
+        if language:
+            edits, units = sum(row["edits"] for row in part), sum(row["units"] for row in part)
+            assert figures["headline"] == edits / units
+
+
+def test_predictions_read_back_give_the_same_score(tmp_path: Path) -> None:
+    predictions = [*_random_predictions(20), dataclasses.replace(PREDICTIONS[0], speaker="s", snr_db=3.5, test_set="t")]
+    score = score_predictions(predictions, processing_s=0)
+    write_report(tmp_path, score, predictions, artefact={}, settings={})
+    read = read_predictions(tmp_path / "predictions.jsonl")
+    assert read == predictions
+    assert score_predictions(read, processing_s=0) == score
+    old = (
+        '{"id": "a", "language": "en", "detected_language": null, "reference": "x", "hypothesis": "x", "duration_s": 1}'
+    )
+    (tmp_path / "old.jsonl").write_text(old + '\n{"id": "b"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"old\.jsonl:2 is no prediction"):
+        read_predictions(tmp_path / "old.jsonl")
+
+
+def test_an_alignment_joins_to_both_texts_and_counts_as_the_score_does() -> None:
+    for prediction in _random_predictions(60):
+        utterance = count_utterance(prediction)
+        spans = align(utterance.reference_norm, utterance.hypothesis_norm, unit=utterance.unit)
+        space = " " if utterance.unit == "word" else ""
+        assert space.join(u for span in spans for u in span.reference) == utterance.reference_norm
+        assert space.join(u for span in spans for u in span.hypothesis) == utterance.hypothesis_norm
+        edits = sum(max(len(s.reference), len(s.hypothesis)) for s in spans if s.kind != "equal")
+        assert edits == utterance.num_edits
 
 
 def test_line_breaks_and_broken_characters_stay_within_their_line(tmp_path: Path) -> None:
@@ -181,17 +293,20 @@ def test_a_full_disk_leaves_the_old_report_whole(tmp_path: Path, monkeypatch: py
 
 
 def test_the_table_marks_the_headline_rate_of_each_language() -> None:
-    text = _show(render_table(score_predictions(PREDICTIONS, processing_s=0.5), title="[demo] score"))
+    score = score_predictions(PREDICTIONS, processing_s=0.5)
+    text = _show(render_table(score, title="[demo] score"))
     assert "[demo] score" in text  # brackets are text, not markup
-    assert _row(text, "en") == ["en", "* 25.00", "7.14", "50.0", "2", "3.0 s"]
-    assert _row(text, "zh") == ["zh", "100.00", "* 25.00", "–", "1", "3.0 s"]
-    assert _row(text, "all") == ["all", "28.57", "8.00", "66.7", "4", "10.0 s"]
-    assert "mean over languages 16.67 %" in text and "RTFx 20.0" in text
+    assert _row(text, "en") == ["en", "* 25.00", "7.14", _ends(score, "en"), "50.0", "2", "3.0 s"]
+    assert _row(text, "zh") == ["zh", "100.00", "* 25.00", "–", "–", "1", "3.0 s"]
+    assert _row(text, "all") == ["all", "28.57", "8.00", "", "66.7", "4", "10.0 s"]
+    assert "mean over languages 16.67 % (" in text and "RTFx 20.0" in text
 
 
 def test_a_score_without_rates_still_makes_a_table() -> None:
-    text = _show(render_table(score_predictions([Prediction("a", "en", None, "", "", 7200.0)], processing_s=0)))
-    assert _row(text, "en") == ["en", "* –", "–", "–", "1", "2 h 00 min"]
+    text = _show(
+        render_table(score_predictions([Prediction("a", "en", None, "", "", 7200.0, no_speech=True)], processing_s=0))
+    )
+    assert _row(text, "en") == ["en", "* –", "–", "–", "–", "1", "2 h 00 min"]
 
 
 def test_before_and_after_shows_the_change_in_points(tmp_path: Path) -> None:

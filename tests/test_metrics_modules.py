@@ -21,7 +21,7 @@ REFERENCES = ["The cat sat.", "", "ещё мой", "你好世界", "Ja."]
 HYPOTHESES = ["the cat sad", "thank you", "еще мои", "你号 世界", "ja"]
 LANGUAGES = ["en", "de", "ru", "zh", "de"]
 PREDICTIONS = [
-    Prediction(str(i), language, None, reference, hypothesis, 1.0)
+    Prediction(str(i), language, None, reference, hypothesis, 1.0, no_speech=not reference)
     for i, (language, reference, hypothesis) in enumerate(zip(LANGUAGES, REFERENCES, HYPOTHESES, strict=True))
 ]
 

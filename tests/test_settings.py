@@ -10,7 +10,8 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from scripts import evaluate, export, transcribe
+from infer.compare.arithmetic import ARITHMETICS
+from scripts import compare_precision, evaluate, export, sweep_strength, transcribe
 from scripts.settings import (
     CONF,
     ENVIRONMENT_NAMES,
@@ -75,7 +76,7 @@ def _fails(*overrides, name="train"):
 def test_every_option_of_every_group_becomes_settings(group, option):
     if group in EVALUATE_ONLY:
         overrides = [f"{group}={option}", "artefact=x", "dataset.test=t.jsonl"]
-        assert evaluate.build_settings(compose_config("evaluate", overrides)).artefact == "x"
+        assert evaluate.build_settings(compose_config("evaluate", overrides)).artefact == ("x",)
         return
     needed = NEEDED.get(option, []) if group == "dataset" else []
     settings = build_settings(compose_config("train", [f"{group}={option}", *needed]))
@@ -221,8 +222,21 @@ def test_the_fixed_keys_of_the_other_programs_exist():
     settings = evaluate.build_settings(
         compose_config("evaluate", ["artefact=a", "infer.compute=fp16", "report.dir=r", "dataset.test=t.jsonl"])
     )
-    assert (settings.artefact, settings.infer.compute, settings.report.dir) == ("a", "fp16", "r")
+    assert (settings.artefact, settings.infer.compute, settings.report.dir) == (("a",), "fp16", "r")
     assert settings.dataset.test == ("t.jsonl",)
+    several = evaluate.build_settings(
+        compose_config("evaluate", ["artefact=[a,b]", "dataset.test=[x.jsonl,y.jsonl]", "tracker=wandb"])
+    )
+    assert (several.artefact, several.dataset.test) == (("a", "b"), ("x.jsonl", "y.jsonl"))
+    assert several.tracker.name == "wandb"
+    compared = compare_precision.build_settings(
+        compose_config("compare_precision", ["artefact=a", "report.dir=r", "dataset.test=t.jsonl"])
+    )
+    assert compared.rows == tuple(ARITHMETICS)
+    swept = sweep_strength.build_settings(
+        compose_config("sweep_strength", ["run.dir=r", "strengths=[0,0.5,1]", "retention.sets=[o.jsonl]"])
+    )
+    assert (swept.run.dir, swept.strengths) == ("r", (0.0, 0.5, 1.0))
     for name, overrides in [
         ("transcribe", ["artefact=a", "audio=x.wav", "formats=[txt]", "infer.compute=fp32"]),
         ("export", ["run.dir=r", "export.dir=e", "formats=[hf]"]),

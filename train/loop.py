@@ -202,7 +202,9 @@ class Loop:
         progress.validated_step = step
         is_better = progress.best_headline is None or found.headline < progress.best_headline
         languages = ", ".join(
-            f"{code} {rates[rates['headline_metric']]:.1%}" for code, rates in found.score.languages.items()
+            f"{code} {rates['headline']:.1%}"
+            for code, rates in found.score.languages.items()
+            if rates["headline"] is not None
         )
         logger.info(
             "step %d: error rate of the half copy %.1f %%%s (%s), loss %.3f",

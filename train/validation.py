@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -29,8 +30,14 @@ class Validation:
 
     @property
     def headline(self) -> float:
-        """Mean over languages of each language's own rate (WER, or CER for zh, ja, ...): lower is better."""
-        return float(self.score.overall["headline"])
+        """Mean over languages of each language's own rate (WER, or CER for zh, ja, ...): lower is better.
+
+        Where everything is translated, what BLEU lacks to 1; infinite where nothing is said in any clip.
+        """
+        headline = self.score.overall["headline"]
+        if headline is None:
+            return math.inf
+        return float(1 - headline if self.score.overall.get("higher_is_better") else headline)
 
     def figures(self, name: str) -> dict[str, float]:
         """Return the log keys `valid/<set>/...`."""
@@ -38,7 +45,7 @@ class Validation:
         figures = {
             f"valid/{name}/wer": overall["wer"],
             f"valid/{name}/cer": overall["cer"],
-            f"valid/{name}/headline": overall["headline"],
+            f"valid/{name}/headline": self.headline,
             f"valid/{name}/language_accuracy": overall["language_accuracy"],
             f"valid/{name}/rtfx": overall["rtfx"],
             f"valid/{name}/loss": self.loss,
@@ -46,13 +53,16 @@ class Validation:
         for language, rates in self.score.languages.items():
             figures[f"valid/{name}/{language}/wer"] = rates["wer"]
             figures[f"valid/{name}/{language}/cer"] = rates["cer"]
-        return {key: value for key, value in figures.items() if value is not None}
+        return {key: value for key, value in figures.items() if value is not None and math.isfinite(value)}
 
 
 def validate(
     artefact: Artefact, clips: Clips, label_builder: LabelBuilder, settings: DecodeSettings, *, batch_size: int
 ) -> Validation:
     """Transcribe a set and score it.
+
+    Error rates and BLEU have no common score: of a set with both tasks, the transcripts are scored by text; the loss is
+    of all rows.
 
     Args:
         artefact: the half copy.
@@ -64,8 +74,10 @@ def validate(
     Raises:
         AudioError: if a clip cannot be read; a missing item must never improve a score.
     """
-    transcriber = Transcriber(artefact, settings, batch_size=batch_size)
-    predictions, processing_s = transcribe_rows(transcriber, clips.rows)
+    tasks = {row.task for row in clips.rows}
+    task = settings.task if settings.task in tasks else min(tasks)
+    transcriber = Transcriber(artefact, replace(settings, task=task), batch_size=batch_size)
+    predictions, processing_s = transcribe_rows(transcriber, [row for row in clips.rows if row.task == task])
     loss = _teacher_forced_loss(transcriber, clips, label_builder, batch_size)
     return Validation(score_predictions(predictions, processing_s=processing_s), tuple(predictions), loss)
 

@@ -64,7 +64,7 @@ def _compute_one(name: str, predictions: Sequence[Prediction]) -> dict[str, Any]
 
     references = [p.reference for p in predictions]
     hypotheses = [p.hypothesis for p in predictions]
-    languages = [p.language for p in predictions]
+    languages = [p.text_language for p in predictions]
     options: dict[str, Any] = {}
     if "languages" in inspect.signature(metric._compute).parameters:
         options["languages"] = languages

@@ -6,11 +6,15 @@ sum of their tallies, and a statistic over utterances can add them up in any ord
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import jiwer
+import numpy as np
+import numpy.typing as npt
 
+from infer.score.alignment import PairCounts, Unit, count_pair, split_units
 from infer.score.normalise import normalise
+
+Counts = npt.NDArray[np.int32]
+"""(N, 5) for N utterances, the fields of `PairCounts`."""
 
 
 @dataclass(frozen=True)
@@ -136,35 +140,28 @@ def tally(references: Sequence[str], hypotheses: Sequence[str], languages: Seque
     )
 
 
-def count_edits(
-    references: Sequence[str], hypotheses: Sequence[str], *, unit: Literal["word", "character"]
-) -> EditCounts:
-    """Count the edits from references to hypotheses, summed over utterances, with jiwer.
+def count_edits(references: Sequence[str], hypotheses: Sequence[str], *, unit: Unit) -> EditCounts:
+    """Count the edits from references to hypotheses, summed over utterances; arguments as `count_each`."""
+    return add_up(count_each(references, hypotheses, unit=unit))
 
-    Texts are compared as they are, except that runs of whitespace are one space.
+
+def count_each(references: Sequence[str], hypotheses: Sequence[str], *, unit: Unit) -> Counts:
+    """Count the edits from each reference to its hypothesis; the sums are those of jiwer.
+
+    Texts are compared as they are, except for whitespace at the ends, and, in words, its amount between them.
 
     Args:
-        references: one text per utterance; empty ones are counted here, since jiwer 3 raises on them and jiwer 4 gives
-            the number of insertions as the rate of a corpus without reference words.
+        references: one text per utterance; an empty one adds no unit, and all that was heard is inserted (jiwer gives
+            the number of insertions as the rate of a corpus without reference words).
         hypotheses: in the order of `references`.
-        unit: what is aligned; single spaces count as characters.
+        unit: what is aligned; spaces count as characters.
     """
-    num_insertions = 0
-    spoken_references, spoken_hypotheses = [], []
-    for raw_reference, raw_hypothesis in zip(references, hypotheses, strict=True):
-        reference, hypothesis = " ".join(raw_reference.split()), " ".join(raw_hypothesis.split())
-        if reference:
-            spoken_references.append(reference)
-            spoken_hypotheses.append(hypothesis)
-        else:
-            num_insertions += len(hypothesis.split() if unit == "word" else hypothesis)
-    if not spoken_references:
-        return EditCounts(insertions=num_insertions)
-    process = jiwer.process_words if unit == "word" else jiwer.process_characters
-    output = process(spoken_references, spoken_hypotheses)
-    return EditCounts(
-        substitutions=output.substitutions,
-        deletions=output.deletions,
-        insertions=output.insertions + num_insertions,
-        num_units=output.hits + output.substitutions + output.deletions,
-    )
+    counts = np.empty((len(references), len(PairCounts._fields)), np.int32)
+    for i, (reference, hypothesis) in enumerate(zip(references, hypotheses, strict=True)):
+        counts[i] = count_pair(split_units(reference, unit), split_units(hypothesis, unit))
+    return counts
+
+
+def add_up(counts: Counts) -> EditCounts:
+    """Add up the counts of utterances."""
+    return EditCounts(*(int(total) for total in counts[:, :4].sum(axis=0, dtype=np.int64)))

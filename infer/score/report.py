@@ -10,11 +10,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from infer.score.evaluation import Prediction, Score
-from infer.score.normalise import NORMALISER_VERSION, normalise
+from infer.score.evaluation import Score
+from infer.score.normalise import describe_scoring
+from infer.score.utterances import Prediction, Utterance, count_utterance
 
 _ABSENT = "–"
-_COMPARISON_CAPTION = "change in points, less is better; found: language detected; all: mean over languages"
+_HEADINGS = {"wer": "WER", "cer": "CER", "bleu": "BLEU", "chrf": "chrF"}
+_COMPARISON_CAPTION = "change in points, {} is better; found: language detected; all: mean over languages"
 
 
 def write_report(
@@ -33,9 +35,10 @@ def write_report(
     Args:
         report_dir: made if missing.
         score: from `score_predictions` on the same predictions.
-        predictions: every utterance, written one a line with both texts raw and normalised.
+        predictions: every utterance, written one a line with both texts raw and normalised, its edits and signs.
         artefact: what was scored: name, hashes, precision.
-        settings: how it was decoded; `normaliser_version` is added here.
+        settings: how it was decoded; what it was scored with is added here: `normaliser_version`, `profiles`,
+            `packages`.
 
     Raises:
         ValueError: if `artefact` or `settings` holds what JSON cannot, such as NaN.
@@ -45,9 +48,13 @@ def write_report(
         "artefact": dict(artefact),
         "overall": score.overall,
         "languages": score.languages,
-        "settings": {**settings, "normaliser_version": NORMALISER_VERSION},
+        "confusion": score.confusion,
+        "error_by": score.error_by,
+        "worst": score.worst,
+        "settings": {**settings, **describe_scoring(p.text_language for p in predictions)},
     }
-    lines = "".join(_json(_prediction_row(prediction)) + "\n" for prediction in predictions)
+    utterances = score.utterances or tuple(map(count_utterance, predictions))
+    lines = "".join(_json(_utterance_row(utterance)) + "\n" for utterance in utterances)
     report_path = report_dir / "report.json"
     try:
         document = _json(report, indent=2) + "\n"
@@ -66,17 +73,22 @@ def write_report(
 
 
 def render_table(score: Score, *, title: str = "Score of the artefact") -> Table:
-    """Lay out one row per language and one overall, rates in per cent, each language's headline metric with a star."""
+    """Lay out one row per language and one overall, rates in per cent.
+
+    Each language's headline has a star, and the interval is of that; the mean of the headlines stands in the caption.
+    """
+    names = ("bleu", "chrf") if "bleu" in score.overall else ("wer", "cer")
     table = Table(title=Text(title), caption=Text(_caption(score.overall)))
     table.add_column("language")
-    for heading in ("WER %", "CER %", "language found %", "utterances", "audio"):
+    headings = [f"{_HEADINGS[name]} %" for name in names]
+    for heading in (*headings, "95 % interval", "language found %", "utterances", "audio"):
         table.add_column(heading, justify="right")
     for language, figures in score.languages.items():
-        rates = [_rate_cell(figures[name], is_headline=figures["headline_metric"] == name) for name in ("wer", "cer")]
-        table.add_row(Text(language), *rates, *_other_cells(figures))
+        rates = [_rate_cell(figures[name], is_headline=figures["headline_metric"] == name) for name in names]
+        table.add_row(Text(language), *rates, _interval_cell(figures), *_other_cells(figures))
     table.add_section()
-    rates = [_rate_cell(score.overall[name], is_headline=False) for name in ("wer", "cer")]
-    table.add_row(Text("all"), *rates, *_other_cells(score.overall))
+    rates = [_rate_cell(score.overall[name], is_headline=False) for name in names]
+    table.add_row(Text("all"), *rates, Text(), *_other_cells(score.overall))
     return table
 
 
@@ -92,7 +104,8 @@ def render_before_after(
     """
     overall_before, languages_before = _parts(before)
     overall_after, languages_after = _parts(after)
-    table = Table(title=Text(title), caption=Text(_COMPARISON_CAPTION))
+    better = "more" if overall_after.get("higher_is_better") else "less"
+    table = Table(title=Text(title), caption=Text(_COMPARISON_CAPTION.format(better)))
     table.add_column("language")
     table.add_column("rate")
     for heading in ("before %", "after %", "change", "found before %", "found after %"):
@@ -106,18 +119,49 @@ def render_before_after(
     return table
 
 
-def _prediction_row(prediction: Prediction) -> dict[str, Any]:
+def _utterance_row(utterance: Utterance) -> dict[str, Any]:
     """One line of `predictions.jsonl`, keys in the order of reading."""
+    prediction = utterance.prediction
     return {
         "id": prediction.id,
         "language": prediction.language,
         "detected_language": prediction.detected_language,
         "reference": prediction.reference,
         "hypothesis": prediction.hypothesis,
-        "reference_norm": normalise(prediction.reference, prediction.language),
-        "hypothesis_norm": normalise(prediction.hypothesis, prediction.language),
+        "reference_norm": utterance.reference_norm,
+        "hypothesis_norm": utterance.hypothesis_norm,
         "duration_s": prediction.duration_s,
+        "task": prediction.task,
+        "speaker": prediction.speaker,
+        "test_set": prediction.test_set,
+        "no_speech": prediction.no_speech,
+        "loudness_dbfs": prediction.loudness_dbfs,
+        "snr_db": prediction.snr_db,
+        "is_cut": prediction.is_cut,
+        "metric": utterance.metric,
+        "edits": utterance.num_edits,
+        "units": utterance.counts.num_units,
+        "signs": utterance.signs,
     }
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read a `predictions.jsonl` back, also one of an older version, so that it can be scored or compared again.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a line is no prediction.
+    """
+    names = {field.name for field in dataclasses.fields(Prediction)}
+    predictions = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                predictions.append(Prediction(**{name: row[name] for name in names & row.keys()}))
+            except (ValueError, TypeError, AttributeError) as e:
+                raise ValueError(f"{path}:{number} is no prediction: {e}; write the report again") from e
+    return predictions
 
 
 def _json(value: Any, *, indent: int | None = None) -> str:
@@ -162,7 +206,8 @@ def _change_cells(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[T
         change = Text(_ABSENT)
     else:
         points = round(100 * (new - old), 2) + 0.0  # + 0.0: no "-0.00"
-        change = Text(f"{points:+.2f}", style="green" if points < 0 else "red" if points > 0 else "")
+        worse = -points if after.get("higher_is_better") else points
+        change = Text(f"{points:+.2f}", style="green" if worse < 0 else "red" if worse > 0 else "")
     found = [Text(_percent(figures.get("language_accuracy"), 1)) for figures in (before, after)]
     return [Text(_percent(old, 2)), Text(_percent(new, 2), style="bold"), change, *found]
 
@@ -179,8 +224,17 @@ def _other_cells(figures: Mapping[str, Any]) -> list[Text]:
 def _caption(overall: Mapping[str, Any]) -> str:
     """Say what the star is, the headline over languages, and the speed."""
     rtfx = _ABSENT if overall["rtfx"] is None else f"{overall['rtfx']:.1f}"
-    headline = _percent(overall["headline"], 2)
-    return f"* headline rate; mean over languages {headline} %, RTFx {rtfx}"
+    headline = f"{_percent(overall['headline'], 2)} %"
+    ends = overall.get("intervals", {}).get("headline")
+    if ends is not None:
+        headline += f" ({_percent(ends[0], 2)} to {_percent(ends[1], 2)})"
+    return f"* headline rate; mean over languages {headline}, RTFx {rtfx}"
+
+
+def _interval_cell(figures: Mapping[str, Any]) -> Text:
+    """The ends of the headline's interval in per cent."""
+    ends = figures.get("intervals", {}).get("headline")
+    return Text(_ABSENT if ends is None else f"{_percent(ends[0], 2)} to {_percent(ends[1], 2)}")
 
 
 def _rate_cell(rate: float | None, *, is_headline: bool) -> Text:

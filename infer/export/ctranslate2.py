@@ -1,0 +1,98 @@
+"""From an artefact to a folder for CTranslate2, the runtime under faster-whisper."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from types import ModuleType
+
+from infer.artefact import RECORD_NAME, WEIGHTS_NAME, file_sha256, refuse_remote_code
+
+QUANTIZATIONS = ("float16", "float32", "int8", "int8_float16", "int8_float32")
+"""What the weights are stored in; CTranslate2 casts them once more, when they are loaded, to what computes."""
+COPIED_FILES = ("tokenizer.json", "preprocessor_config.json")
+"""Without these faster-whisper takes another model's tokenizer and 80 mel bins."""
+INSTALL = 'pip install "mezzavoce[runtimes]"'
+
+
+def import_ctranslate2() -> ModuleType:
+    """Return the package.
+
+    Raises:
+        RuntimeError: if it is not installed, with what to type.
+    """
+    try:
+        import ctranslate2
+    except ImportError as e:
+        raise RuntimeError(f"CTranslate2 is not installed ({e}); type {INSTALL}") from e
+    module: ModuleType = ctranslate2
+    return module
+
+
+def convert_to_ctranslate2(artefact_dir: Path, target: Path, *, quantization: str = "float16") -> Path:
+    """Convert a Whisper folder, and return the folder of the result.
+
+    The weights are read in FP32 and stored once as asked: FP16 weights come out bit for bit as they went in. Windows
+    need nothing: CTranslate2's encoder takes any length up to 30 s, and the record carries the edges.
+
+    Args:
+        artefact_dir: ours, or any in Hugging Face's format with safetensors.
+        target: the folder; one that is there is replaced when the new one is whole.
+        quantization: one of `QUANTIZATIONS`.
+
+    Raises:
+        ValueError: for another quantization, or a folder without alignment heads.
+        FileNotFoundError: if a file that runtimes need is missing.
+        RuntimeError: if CTranslate2 is not installed, or the folder cannot be written.
+    """
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization={quantization} must be one of {', '.join(QUANTIZATIONS)}")
+    for name in ("config.json", "generation_config.json", *COPIED_FILES):
+        if not (artefact_dir / name).is_file():
+            raise FileNotFoundError(f"{artefact_dir} has no {name}; CTranslate2 and faster-whisper need it")
+    refuse_remote_code(artefact_dir)
+    _verify_alignment_heads(artefact_dir)
+    import_ctranslate2()
+    from ctranslate2.converters import TransformersConverter
+
+    temporary = target.parent / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        converter = TransformersConverter(str(artefact_dir), copy_files=list(COPIED_FILES))
+        converter.convert(str(temporary), quantization=quantization)
+        _write_record(temporary, artefact_dir, quantization)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+    except OSError as e:
+        raise RuntimeError(f"cannot write {target}: {e.strerror or e}") from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _verify_alignment_heads(artefact_dir: Path) -> None:
+    file = artefact_dir / "generation_config.json"
+    if not json.loads(file.read_text(encoding="utf-8")).get("alignment_heads"):
+        raise ValueError(
+            f"{file} has no alignment_heads; word times need them: copy the list from the model that was fine-tuned"
+        )
+
+
+def _write_record(folder: Path, artefact_dir: Path, quantization: str) -> None:
+    file = artefact_dir / RECORD_NAME
+    record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    weights = artefact_dir / WEIGHTS_NAME
+    made_of = record.get("files", {}).get(WEIGHTS_NAME) or (file_sha256(weights) if weights.is_file() else "")
+    content = {
+        **{key: value for key, value in record.items() if key != "files"},
+        "format": "ctranslate2",
+        "stored": quantization,
+        "made_of": {"path": artefact_dir.name, "sha256": made_of},
+        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+    }
+    text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)
+    (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
