@@ -86,6 +86,20 @@ def test_a_metric_of_our_own_by_folder_agrees(artefact_dir: Path, corpus: Path, 
     assert ours["cer"] == pytest.approx(evaluation.score.overall["cer"])
 
 
+def test_loudness_and_noise_are_measured_unless_not_wanted(artefact_dir: Path, corpus: Path, tmp_path: Path):
+    found = evaluate_with(artefact_dir, corpus, tmp_path)
+    assert all(p.loudness_dbfs is not None and -60 < p.loudness_dbfs < 0 for p in found.predictions)
+    assert sum(row["utterances"] for row in found.score.error_by["loudness_dbfs"]) == len(found.predictions)
+    plain = evaluate_with(artefact_dir, corpus, tmp_path, "scoring.levels=false")
+    assert all(p.loudness_dbfs is None and p.snr_db is None for p in plain.predictions)
+    assert plain.score.error_by["loudness_dbfs"] == []
+
+
+def test_rows_of_another_task_are_refused_before_a_model_is_loaded(corpus: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r":1: the task is transcribe.*type decoding\.task=transcribe"):
+        evaluate_with(tmp_path / "no artefact", corpus, tmp_path, "decoding.task=translate")
+
+
 def test_a_held_out_set_with_a_hole_is_refused(artefact_dir: Path, corpus: Path, tmp_path: Path, write_manifest):
     lines = corpus.read_text(encoding="utf-8").splitlines()
     broken = write_manifest([*lines[:3], lines[3].replace("audio/3.wav", "audio/gone.wav")], "broken.jsonl")
