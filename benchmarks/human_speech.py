@@ -1,7 +1,7 @@
 """Real human speech from random weights: spoken digits, trained and scored by the README's own commands.
 
     python -m benchmarks.human_speech fsdd_en        the headline: the recipe of model=scratch
-    python -m benchmarks.human_speech fsdd_en --precisions fp32 bf16 fp16 --seeds 0 1 2 -- trainer.max_steps=300
+    python -m benchmarks.human_speech fsdd_en --precisions fp32 bf16 fp16 --seeds 0 1 2 --overrides trainer.max_steps=300
 
 The folder holds `train.jsonl` and `test.jsonl` of the Free Spoken Digit Dataset. The second form compares precisions:
 the same updates, the same seeds, each run in a process of its own.
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--precisions", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("overrides", nargs="*", help="further overrides of the training, such as trainer.max_steps=300")
+    parser.add_argument("--overrides", nargs="+", default=[], help="of the training, such as trainer.max_steps=300")
     arguments = parser.parse_args()
     runs = PROJECT / "runs" / "human_speech"
     if not arguments.precisions:

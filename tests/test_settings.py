@@ -84,7 +84,7 @@ def test_every_option_of_every_group_becomes_settings(group, option):
     chosen = getattr(settings, group, None)
     if hasattr(chosen, "name"):
         is_choice_of_model = (group, option) == ("finetune", "auto")
-        assert chosen.name == ("frozen_encoder" if is_choice_of_model else option)
+        assert chosen.name == ("full" if is_choice_of_model else option)
     json.dumps(settings.config, allow_nan=False)  # travels inside checkpoints
 
 
