@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import html.parser
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -176,6 +178,31 @@ def test_answers_come_from_the_figures(corpus: Path):
     assert "27.5 × real time" in fast.headline and "200 ms" in fast.detail
     alone = answer_all([after], [], [], precision=None)
     assert "artefact=[BEFORE,AFTER]" in alone[0].detail and "compare_precision.py" in alone[2].detail
+
+
+def test_precision_is_shown_only_where_it_was_measured_on_the_same_weights(corpus: Path, tmp_path: Path):
+    rows = list(read_source(Source(str(corpus))))
+    scored = entry("tuned", rows, is_good=True)
+    row = {"name": "fp32", "title": "FP32", "absent": "no reason", "is_failure": False}
+    measured = {**row, "weights_bytes": 2**20, "peak_bytes": 2**21, "floor_s": None, "rtfx": 7.0, "headline": 0.25}
+    measured |= {"latency_p50_s": 0.2, "latency_p95_s": 0.3, "intervals": {"headline": [0.1, 0.3]}, "versus": None}
+    del measured["absent"]
+    record = {
+        "artefact": {"sha256": scored.artefact["sha256"]},
+        "device": {"kind": "cpu", "name": "this CPU"},
+        "verdict": {"level": "safe", "sentence": "FP16 is safe."},
+        "utterances": 10,
+        "rows": [{**measured, "language_accuracy": 1.0}, {**row, "title": "TF32"}],
+        "legend": ["what it means"],
+    }
+    write = functools.partial(write_page, tmp_path, [scored], [], [], rows={}, settings=PageSettings(max_clips=0))
+    (tmp_path / "precision.json").write_text(json.dumps(record))
+    with_it = write().read_text(encoding="utf-8")
+    assert 'id="precision"' in with_it and "FP16 is safe." in with_it and "<td>25.00</td>" in with_it
+    record["artefact"]["sha256"] = "of other weights"
+    (tmp_path / "precision.json").write_text(json.dumps(record))
+    without = write().read_text(encoding="utf-8")
+    assert 'id="precision"' not in without and "Not measured" in without and "<audio" not in without
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine; apt-get install chromium")
