@@ -1,7 +1,7 @@
 """Real human speech from random weights: spoken digits, trained and scored by the README's own commands.
 
     python -m benchmarks.human_speech fsdd_en        the headline: the recipe of model=scratch
-    python -m benchmarks.human_speech fsdd_en --precisions fp32 bf16 fp16 --seeds 0 1 2 --overrides trainer.max_steps=300
+    python -m benchmarks.human_speech fsdd_en --precisions fp32 bf16 fp16 --seeds 0 1 2 --overrides trainer.max_steps=400
 
 The folder holds `train.jsonl` and `test.jsonl` of the Free Spoken Digit Dataset. The second form compares precisions:
 the same updates, the same seeds, each run in a process of its own.

@@ -65,3 +65,16 @@ def test_a_pause_ends_also_by_an_error(clock):
     clock(1.0)
     throughput.record(audio_s=3.0, num_label_tokens=1)
     assert throughput.report()["train/audio_s_per_s"] == pytest.approx(3.0)
+
+
+def test_the_share_of_validation_is_of_all_the_time(clock):
+    """Of everything since the start: updates, checkpoints and validation itself, also after a report."""
+    throughput = Throughput(torch.device("cpu"))
+    clock(30.0)
+    throughput.report()
+    with throughput.paused(), throughput.validating():
+        clock(5.0)
+    with throughput.paused():
+        clock(1.0)
+    clock(14.0)
+    assert throughput.validation_share == pytest.approx(5.0 / 50.0)

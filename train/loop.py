@@ -115,6 +115,7 @@ class Loop:
         if self.signals.received is None and trainer.eval_every_steps and not self._was_validated():
             self._validate()
         self.save()
+        logger.info("validation took %.1f %% of the time", 100 * self.throughput.validation_share)
         return self.signals.received is None
 
     def _is_due(self, every_steps: int) -> bool:
@@ -180,15 +181,16 @@ class Loop:
         if clips is None:
             return
         with self.throughput.paused():
-            states = random_states()  # before the copy, whose first making draws from them
-            artefact = self.parts.half.refresh(self.weights_to_ship())
-            found = validate(
-                artefact,
-                clips,
-                self.parts.label_builder,
-                self.settings.decoding,
-                batch_size=self.settings.trainer.eval_batch_size,
-            )
+            with self.throughput.validating():
+                states = random_states()  # before the copy, whose first making draws from them
+                artefact = self.parts.half.refresh(self.weights_to_ship())
+                found = validate(
+                    artefact,
+                    clips,
+                    self.parts.label_builder,
+                    self.settings.decoding,
+                    batch_size=self.settings.trainer.eval_batch_size,
+                )
             restore_random_states(states)
             self.parts.objective.train()
             self._judge(found)
@@ -196,7 +198,8 @@ class Loop:
     def _judge(self, found: Validation) -> None:
         step = self.progress.attempted
         for tracker in self.parts.trackers:
-            tracker.log(found.figures("validation"), step=step)
+            share = {"train/validation_share": self.throughput.validation_share}
+            tracker.log(found.figures("validation") | share, step=step)
             tracker.log_predictions("validation", found.predictions, step=step)
         progress = self.progress
         progress.validated_step = step

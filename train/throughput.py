@@ -16,6 +16,8 @@ class Throughput:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._num_paused = 0
+        self._begin = time.perf_counter()
+        self._validated_s = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -43,6 +45,18 @@ class Throughput:
             self._num_paused -= 1
             if self._num_paused == 0:
                 self._start += time.perf_counter() - start
+
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        """Time that is spent on scoring the held-out set."""
+        start = time.perf_counter()
+        yield
+        self._validated_s += time.perf_counter() - start
+
+    @property
+    def validation_share(self) -> float:
+        """Share of the wall time since the start, or the resume, that validation took."""
+        return self._validated_s / max(1e-9, time.perf_counter() - self._begin)
 
     def record(self, *, audio_s: float, num_label_tokens: int) -> None:
         """Take in one update."""

@@ -34,13 +34,15 @@ class Share:
             raise ValueError(f"rank={self.rank} must lie in 0 to {self.world_size - 1}")
 
     def part(self, sizes: Sequence[float]) -> list[int]:
-        """Return the indices of this process: by size in turn, so that all have about as much to do.
+        """Return the indices of this process: by size, there and back, so that all have about as much to do.
 
         Args:
             sizes: of every item, such as seconds; the same in all processes.
         """
         order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
-        return sorted(order[self.rank :: self.world_size])
+        turns = [order[i : i + self.world_size] for i in range(0, len(order), self.world_size)]
+        places = [self.rank if i % 2 == 0 else self.world_size - 1 - self.rank for i in range(len(turns))]
+        return sorted(turn[place] for turn, place in zip(turns, places, strict=True) if place < len(turn))
 
     def whole(self, part: Mapping[int, T], num_items: int) -> list[T]:
         """Return every item, in order, in all processes.
