@@ -6,7 +6,6 @@ Shapes: `B` clips, `M` mel bins, `F` mel frames, `S` encoder positions, `T` toke
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -28,7 +27,7 @@ from infer.decode_settings import DecodeSettings
 from infer.decoder_steps import DecoderSteps
 from infer.encoder import WindowedWhisper, encode_windows
 from infer.reading import TokenReader
-from infer.search import Said, search
+from infer.search import Said, search, seeds_of
 from infer.subtitles import Segment
 from infer.token_rules import TokenRules
 
@@ -132,7 +131,7 @@ class Decoder:
         results: dict[int, Decoded] = {}
         rows = list(range(num_clips))
         for attempt, temperature in enumerate(settings.temperature):
-            seeds = _seeds(input_features, rows, settings.seed, attempt) if temperature > 0 else []
+            seeds = seeds_of(input_features, rows, settings.seed, attempt) if temperature > 0 else []
             found = self._say(hidden, start, settings, rows, temperature, seeds)
             failed: list[int] = []
             for row, said in zip(rows, found, strict=True):
@@ -309,9 +308,3 @@ def judged(segment: Segment, decoded: Decoded) -> Segment:
         compression_ratio=decoded.compression_ratio,
         temperature=decoded.temperature,
     )
-
-
-def _seeds(input_features: Tensor, rows: Sequence[int], seed: int, attempt: int) -> list[int]:
-    """Return a seed for each row: of what it hears, so that a window draws the same whatever shares its batch."""
-    sounds = [zlib.crc32(input_features[row].float().cpu().numpy().tobytes()) for row in rows]
-    return [sound ^ (seed * 1_000_003 + attempt * 7919) & 0xFFFFFFFF for sound in sounds]

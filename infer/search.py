@@ -5,6 +5,7 @@ Shapes: `B` rows, `V` vocabulary.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,6 +95,12 @@ def search(
                 rows, tokens, done = rows[left], tokens[left], done[left]
         logits = steps.logits(steps.advance(tokens[:, None])[:, -1])
     return [_said(ids, total, end_id) for ids, total in zip(said.tolist(), sums.tolist(), strict=True)]
+
+
+def seeds_of(input_features: Tensor, rows: Sequence[int], seed: int, attempt: int) -> list[int]:
+    """Return a seed for each row: of what it hears, so that a window draws the same whatever shares its batch."""
+    sounds = [zlib.crc32(input_features[row].float().cpu().numpy().tobytes()) for row in rows]
+    return [sound ^ (seed * 1_000_003 + attempt * 7919) & 0xFFFFFFFF for sound in sounds]
 
 
 def _said(ids: list[int], sum_logprob: float, end_id: int) -> Said:

@@ -178,7 +178,12 @@ def _evaluate_one(
         f"({artefact.reason}); sha256 {artefact.sha256[:12]}",
         highlight=False,
     )
-    transcriber = Transcriber(artefact, settings.decoding, batch_size=settings.infer.batch_size)
+    transcriber = Transcriber(
+        artefact,
+        settings.decoding,
+        batch_size=settings.infer.batch_size,
+        batch_audio_s=settings.infer.batch_audio_s,
+    )
     transcriber.warm_up()
     scores: dict[str, Score] = {}
     predictions: list[Prediction] = []

@@ -17,6 +17,8 @@ class InferSettings:
 
     compute: str = "auto"
     batch_size: int = 32
+    batch_audio_s: float | None = None
+    """Seconds of windows decoded together, at most; None has no such limit."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from infer.artefact import cast_to_half, write_artefact
 from infer.score.contest import Entry, find_forgetting, hold_duels, losers, render_contest
 from infer.score.evaluation import Prediction, score_predictions
 from infer.score.sets import name_artefacts, name_sets, read_sets
+from infer.transcriber import Transcriber
 from scripts.evaluate import evaluate_all, find_targets, show
 from scripts.settings import compose_config
 from train.tracked_report import build_tables
@@ -114,6 +115,29 @@ def test_one_artefact_and_one_set_write_what_they_always_wrote(two_artefacts, tw
     report = read(tmp_path / "report/report.json")
     assert report.keys() >= {"artefact", "overall", "languages", "settings"}
     assert report["settings"]["test"] == [str(two_sets[0])]
+
+
+def test_an_evaluation_that_was_stopped_goes_on_where_it_was(two_artefacts, two_sets, tmp_path: Path, monkeypatch):
+    whole = evaluate_all(settings_for(two_artefacts[:1], two_sets[:1], tmp_path / "whole"), console=QUIET)
+    original = Transcriber.stream
+    asked: list[int] = []
+
+    def stream(self, sources, *, languages=None, on_progress=None):
+        asked.append(len(sources))
+        for count, item in enumerate(original(self, sources, languages=languages, on_progress=on_progress)):
+            if len(asked) == 1 and count == 2:
+                raise KeyboardInterrupt
+            yield item
+
+    monkeypatch.setattr(Transcriber, "stream", stream)
+    settings = settings_for(two_artefacts[:1], two_sets[:1], tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_all(settings, console=QUIET)
+    assert len(list((tmp_path / "report").glob("partial-*.jsonl"))) == 1
+    again = evaluate_all(settings, console=QUIET)
+    assert asked == [5, 3]
+    assert [p.hypothesis for p in again.entries[0].predictions] == [p.hypothesis for p in whole.entries[0].predictions]
+    assert not list((tmp_path / "report").glob("partial-*.jsonl"))
 
 
 def test_short_names():

@@ -121,8 +121,8 @@ class CTranslate2Decoder:
 
         Args:
             artefact: loaded.
-            artefact_dir: what it was made of. CTranslate2 takes a model with fewer than 51,865 tokens for English-only;
-                the one decoder step that detects the language then runs in torch, over CTranslate2's encoder output.
+            artefact_dir: what it was made of. CTranslate2 takes a model with a learnt vocabulary for English-only; the
+                one decoder step that detects the language then runs in torch, over CTranslate2's encoder output.
         """
         self._ctranslate2 = import_ctranslate2()
         self.artefact = artefact

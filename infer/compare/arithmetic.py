@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -49,8 +51,17 @@ class DeviceFacts:
 def inspect_device(device: torch.device) -> DeviceFacts:
     """Look at a device."""
     if device.type != "cuda":
-        return DeviceFacts(device.type, f"this {device.type.upper()}")
+        return DeviceFacts(device.type, _cpu_name() if device.type == "cpu" else device.type)
     return DeviceFacts("cuda", torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def find_obstacle(arithmetic: Arithmetic, device: DeviceFacts) -> str | None:

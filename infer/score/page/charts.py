@@ -146,4 +146,6 @@ def _bin_name(key: tuple[float | None, float | None], field: str) -> str:
     unit = UNITS[field]
     if low is None:
         return f"< {high:g} {unit}"
-    return f"> {low:g} {unit}" if high is None else f"{low:g}–{high:g} {unit}"
+    if high is None:
+        return f"> {low:g} {unit}"
+    return f"{low:g} to {high:g} {unit}" if low < 0 else f"{low:g}–{high:g} {unit}"

@@ -17,7 +17,7 @@ from data.preflight.page import format_hours
 from data.preflight.report import write_lines
 from data.preflight.writing import show_invisible
 from data.rows import Row
-from infer.compare.tables import lay_out_costs
+from infer.compare.tables import absences, lay_out_costs
 from infer.score.contest import Duel, Entry, Forgetting, format_p
 from infer.score.page.charts import TITLES, draw_error_by, lay_out_bars
 from infer.score.page.clips import Player, embed_clips
@@ -110,7 +110,9 @@ def write_page(
         panels=[(TITLES[field], chart) for field in TITLES if (chart := draw_error_by(entries, field)) is not None],
         signs=SIGNS,
         worst=_worst(entries, rows, settings),
-        precision=None if precision is None else (*lay_out_costs(precision), precision),
+        precision=None
+        if precision is None
+        else (*lay_out_costs(precision), {**precision, "absences": absences(precision)}),
     )
     path = folder / "report.html"
     write_lines(path, iter([text]))
