@@ -8,7 +8,7 @@
 `gain` trains `model=scratch` on spoken digits without augmentation, with made noise, and with recorded noise, otherwise
 alike, and scores each model on the plain test split and on the same clips with noise at 10 dB. Every other file of the
 noise folder is for training and the others for the test. `--arms` takes some of the trainings; what the result file
-holds of others, made at the same overrides, is kept.
+holds of others, made at the same overrides, is kept. `--go-on` takes a stopped training up again.
 """
 
 from __future__ import annotations
@@ -154,9 +154,24 @@ def score(run_dir: Path, manifest: Path) -> float:
 
 
 def measure_gain(
-    corpus: Path, noise: Path, seeds: list[int], overrides: list[str], chosen: list[str] | None = None
+    corpus: Path,
+    noise: Path,
+    seeds: list[int],
+    overrides: list[str],
+    *,
+    chosen: list[str] | None = None,
+    go_on: bool = False,
 ) -> None:
-    """Train, score, and write the table after every run; `chosen` are the trainings to do, all if None."""
+    """Train, score, and write the table after every run.
+
+    Args:
+        corpus: folder with `train.jsonl` and `test.jsonl`.
+        noise: folder of noise files.
+        seeds: of the trainings.
+        overrides: of every training.
+        chosen: the trainings to do; all if None.
+        go_on: take up trainings that were stopped.
+    """
     work = PROJECT / "runs" / "augmentation"
     work.mkdir(parents=True, exist_ok=True)
     files = sorted(path.resolve() for path in noise.iterdir())
@@ -176,7 +191,10 @@ def measure_gain(
     for seed in seeds:
         for arm, augment in ((arm, arms[arm]) for arm in chosen):
             run_dir = work / f"{arm.replace(' ', '-')}-{seed}"
-            figures = train_and_score(corpus, run_dir, [*augment, f"trainer.seed={seed}", *overrides])
+            options = [*augment, f"trainer.seed={seed}", *overrides, *(["run.overwrite=false"] if go_on else [])]
+            figures = train_and_score(corpus, run_dir, options)
+            if go_on:
+                del figures["seconds_with_start"]  # of the last sitting only
             runs.append(
                 {
                     "training": arm,
@@ -224,12 +242,20 @@ def main() -> None:
     gain.add_argument("noise", type=Path, help="folder of noise files")
     gain.add_argument("--seeds", nargs="+", type=int, default=[0])
     gain.add_argument("--arms", nargs="+", choices=ARMS)
+    gain.add_argument("--go-on", action="store_true")
     gain.add_argument("--overrides", nargs="*", default=[], help="of the training, such as trainer.max_steps=300")
     arguments = parser.parse_args()
     if arguments.part == "cost":
         write_result("augmentation_cost", measure_cost())
     else:
-        measure_gain(arguments.corpus, arguments.noise, arguments.seeds, arguments.overrides, arguments.arms)
+        measure_gain(
+            arguments.corpus,
+            arguments.noise,
+            arguments.seeds,
+            arguments.overrides,
+            chosen=arguments.arms,
+            go_on=arguments.go_on,
+        )
 
 
 if __name__ == "__main__":
