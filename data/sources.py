@@ -94,7 +94,7 @@ class Source:
         if not path.is_file():
             hint = "; for a data set of the hub say format: hub" if self.path.count("/") == 1 else ""
             raise FileNotFoundError(f"no manifest, table or folder at {path}{hint}")
-        suffix = path.name.removesuffix(".gz").rpartition(".")[2]
+        suffix = path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
         if suffix in ("jsonl", "json"):
             return "jsonl"
         if suffix in FORMATS:
@@ -152,7 +152,7 @@ def _read_files(source: Source, kind: str) -> RowTable:
     elif kind in ("csv", "tsv"):
         records = read_delimited(path, delimiter="\t" if kind == "tsv" else ",")
     elif kind == "parquet":
-        records = iter(read_parquet(path))
+        records = read_parquet(path)
     elif kind == "kaldi":
         records = read_kaldi(path)
     else:
