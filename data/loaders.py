@@ -113,6 +113,8 @@ class UpdateDataset(Dataset[UpdateBatches]):
         self.reader = reader
         self.recipe = recipe
         self.rank = rank
+        self.audio_s = clips.audio_s
+        """Seconds of all clips."""
         self._epoch: tuple[int, EpochUpdates] | None = None
 
     @property

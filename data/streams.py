@@ -85,6 +85,8 @@ class StreamDataset:
         self.feeds = [self._open_feed(place, source) for place, source in enumerate(sources)]
         self._unreadable: set[int] = set()
         self._num_lines = 0
+        self.audio_s = 0.0
+        """Seconds of the clips read so far."""
         self._num_bad = 0
 
     def _open_feed(self, place: int, source: Source) -> Feed:
@@ -186,6 +188,7 @@ class StreamDataset:
         self._num_bad += len(rejected)
         self._verify_share(rejected)
         clips = join_tables(tables, self.recipe.label_builder, pack=self.pack)
+        self.audio_s += clips.audio_s
         if len(clips) == 0:
             return None, rejected
         keys = np.concatenate(

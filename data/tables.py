@@ -32,7 +32,7 @@ def read_delimited(path: Path, *, delimiter: str) -> Iterator[Record | BrokenRec
         delimiter: `,` or a tab.
 
     Yields:
-        The fields of each row by the header's names, all texts; empty ones left out. `line` is the first one of a row.
+        The fields of each row by the header's names, all texts. `line` is the first one of a row.
 
     Raises:
         ValueError: if there is no header, or one that cannot be read.
@@ -124,13 +124,15 @@ def _read_header(path: Path, rows: Iterator[list[str]], lines: _LinesOfRow) -> l
 def _named(header: list[str], values: list[str], lines: _LinesOfRow) -> Record | BrokenRecord:
     if len(values) != len(header):
         return lines.broken(f"{len(values)} fields, the header has {len(header)}")
-    fields: dict[str, Any] = {name: value for name, value in zip(header, values, strict=True) if value != ""}
-    return Record(lines.first.number, fields, lines.first.byte_offset)
+    return Record(lines.first.number, dict(zip(header, values, strict=True)), lines.first.byte_offset)
 
 
 def parse_texts(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a text table with numbers, flags and segments as such; what is none stays text."""
-    parsed = dict(fields)
+    """Return the fields of a text table with numbers, flags and segments as such; what is none stays text.
+
+    An empty cell says nothing, but for the text: there it says that the transcript is empty.
+    """
+    parsed = {name: value for name, value in fields.items() if value != "" or name == "text"}
     for name in NUMBERS:
         if isinstance(parsed.get(name), str):
             try:

@@ -236,7 +236,7 @@ def test_a_clip_that_fails_is_reported_and_not_replaced(
     assert (0, 3) not in _by_clip(updates)
     assert sorted(row for epoch, row in _by_clip(updates) if epoch == 0) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     records = [bad.record for update in updates[:3] for bad in update.rejected]
-    assert [(record.id, record.code, record.line) for record in records] == [("c3", "A04", 4)]
+    assert [(record.id, record.code, record.line) for record in records] == [("c3", "M11", 4)]
     for key, features in _by_clip(updates).items():
         assert torch.equal(features, expected[key])
 
@@ -300,6 +300,7 @@ def test_quarantine_file_is_json_lines_and_grows(tmp_path: Path) -> None:
         "code": "A04",
         "message": "broken",
         "byte_offset": None,
+        "duration_s": None,
     }
 
 
@@ -395,8 +396,8 @@ def test_a_bad_member_of_a_pack_is_left_out_alone(
     dataset = make(clips, augmentation=Augmentation(), cache_gib=0.0)
     (update,) = _read(dataset, 1)
     assert sorted((bad.key, bad.record.id, bad.record.code) for bad in update.rejected) == [
-        (2, "p2", "A04"),
-        (3, "p3", "A04"),
+        (2, "p2", "M11"),
+        (3, "p3", "M11"),
     ]
     members = {
         clip: [row.id for row in of_clip]

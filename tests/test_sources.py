@@ -73,7 +73,7 @@ def test_lines_of_a_csv_with_line_breaks_in_its_cells_are_those_of_an_editor(tmp
     for end in ("\n", "\r\n"):
         table = _read(_csv(tmp_path / "t.csv", rows, end=end))
         assert [(row.id, row.line, row.text) for row in table] == [("a", 2, "one two"), ("c", 5, "a b"), ("e", 9, "y")]
-        assert [(line, code) for line, code in _faults(table)] == [(4, "A01"), (8, "M01")]
+        assert [(line, code) for line, code in _faults(table)] == [(4, "A01"), (8, "T03")]
 
 
 @pytest.mark.usefixtures("audio")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data.audio import AudioError
 from data.labels import LabelBuilder, LabelError
 from data.preflight.cache import FIGURES, ScanCache, clip_key, figures_record
 from data.preflight.clip import ClipFigures, ClipJob, measure_clip
@@ -248,7 +249,7 @@ def _jobs(split: Split, indices: npt.NDArray[np.int64]) -> Iterator[ClipJob]:
         name = str(row.audio)
         try:
             audio = encoded(row.audio)
-        except OSError:
+        except AudioError:
             audio = Path(name)  # which then is found missing, under its own name
         yield ClipJob(index, audio, name, row.offset_s, row.duration_s, split.max_duration_s(row))
 
