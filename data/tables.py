@@ -7,12 +7,13 @@ import csv
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.folders import AUDIO_SUFFIXES
 from data.lines import Line, decode, read_lines
 from data.reasons import Reason
 from data.records import BrokenRecord, Record
@@ -59,6 +60,8 @@ def read_delimited(path: Path, *, delimiter: str) -> Iterator[Record | BrokenRec
             found = lines.broken(str(e))
         else:
             found = _named(header, values, lines) if any(values) else None
+            if isinstance(found, Record) and (line := lines.find_row(values, delimiter)):
+                found = lines.broken(f"a cell of several lines, of which line {line} is a row of its own")
         if isinstance(found, BrokenRecord):
             lines.give_back()
         if found is not None:
@@ -89,6 +92,20 @@ class _LinesOfRow(Iterator[str]):
             raise _NotTextError(text)
         return text
 
+    def find_row(self, values: list[str], delimiter: str) -> int | None:
+        """Return which line behind the first one looks like a row: as many cells, and an audio file in the same place.
+
+        Where one row lost its closing quote, and a later one its opening one, all between is a well-formed cell.
+        """
+        if len(self._taken) == 1:
+            return None
+        files = [place for place, value in enumerate(values) if _names_audio(value)]
+        for line in self._taken[1:]:
+            cells = next(csv.reader([str(decode(line))], delimiter=delimiter), [])
+            if len(cells) == len(values) and any(_names_audio(cells[place]) for place in files):
+                return line.number
+        return None
+
     @property
     def first(self) -> Line:
         return self._taken[0]
@@ -101,6 +118,10 @@ class _LinesOfRow(Iterator[str]):
 
     def broken(self, detail: str) -> BrokenRecord:
         return BrokenRecord(self.first.number, Reason.LINE_JSON, detail, self.first.byte_offset)
+
+
+def _names_audio(value: str) -> bool:
+    return PurePath(value).suffix.lower() in AUDIO_SUFFIXES
 
 
 def _read_header(path: Path, rows: Iterator[list[str]], lines: _LinesOfRow) -> list[str]:

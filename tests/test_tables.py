@@ -66,6 +66,19 @@ def test_two_quotes_that_are_never_closed_cost_two_rows(tmp_path: Path, write_cl
     assert [row.id for row in table] == ["2", "4"]
 
 
+def test_rows_between_a_lost_closing_quote_and_a_lost_opening_one_are_kept(
+    tmp_path: Path, write_clip: Callable[..., Path]
+) -> None:
+    """All three lines together are one well-formed row, whose text would hold the others."""
+    write_clip()
+    path = tmp_path / "t.csv"
+    path.write_text('audio,text,id\nclip.wav,"a,1\nclip.wav,b,2\nclip.wav,c",3\n"clip.wav","d, e\nf, g","4"\n')
+    table = _read(path)
+    assert _faults(table) == [(2, "M01")]
+    assert "line 3 is a row of its own" in table.rejected[0].message
+    assert [(row.id, row.text) for row in table] == [("2", "b"), ("3", 'c"'), ("4", "d, e f, g")]
+
+
 def test_a_line_that_is_no_utf8_within_an_open_quote_is_one_of_its_own(
     tmp_path: Path, write_clip: Callable[..., Path]
 ) -> None:
