@@ -122,7 +122,10 @@ def measure_manifest() -> dict[str, Any]:
 
 
 def measure_waiting(corpus: Path) -> dict[str, Any]:
-    """Return the share of the time that a training of a tiny-sized model waits for data, after the first lines."""
+    """Return the share of the time that a training of a tiny-sized model waits for data.
+
+    The first pass, in which every clip is decoded, is counted for itself, from the start of the training on.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -134,15 +137,26 @@ def measure_waiting(corpus: Path) -> dict[str, Any]:
             f"dataset.train={corpus / 'test.jsonl'}",
             "trainer.max_steps=16",
             "trainer.micro_batch_size=8",
-            "trainer.log_every_steps=2",
+            "trainer.log_every_steps=1",
             "trainer.eval_every_steps=0",
             "tracker=none",
             f"run.dir={folder}/run",
         ]
         subprocess.run(command, check=True)
         lines = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()]
-    shares = [line["train/data_wait_share"] for line in lines if "train/data_wait_share" in line]
-    return {"each_two_updates": shares, "first_epoch": shares[0], "median": statistics.median(shares)}
+    updates = [line for line in lines if "train/data_wait_share" in line]
+    waited_s = [line["train/data_wait_share"] * line["train/update_s"] for line in updates]
+    # `train/epoch` is that of the next update: the first pass ends with the first update behind which it is 1.
+    num_first = next(i for i, line in enumerate(updates, start=1) if line["train/epoch"] >= 1)
+    parts = {"first_pass": slice(0, num_first), "later_passes": slice(num_first, None), "all": slice(None)}
+    seconds = [line["train/update_s"] for line in updates]
+    return {
+        "share_of_time": {name: sum(waited_s[part]) / sum(seconds[part]) for name, part in parts.items()},
+        "updates_of_the_first_pass": num_first,
+        "waited_s": [round(value, 4) for value in waited_s],
+        "update_s": [round(value, 3) for value in seconds],
+        "median": statistics.median(line["train/data_wait_share"] for line in updates),
+    }
 
 
 def main() -> None:

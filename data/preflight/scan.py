@@ -231,13 +231,19 @@ def _read_row(
         len(row.text),
         num_label_tokens,
         int(find_text_faults(row.text, row.language)),
-        isinstance(row.audio, Path) and not str(row.audio).startswith(str(row.manifest.parent)),
+        isinstance(row.audio, Path) and _is_outside(str(row.audio), str(row.manifest.parent)),
         row.no_speech,
         bool(row.segments),
         False,
         figures_record(figures),
     )
     return columns, detail
+
+
+def _is_outside(audio: str, folder: str) -> bool:
+    if "/../" in audio:
+        audio = os.path.normpath(audio)
+    return not audio.startswith(f"{folder.rstrip('/')}/")
 
 
 def _jobs(split: Split, indices: npt.NDArray[np.int64]) -> Iterator[ClipJob]:
