@@ -121,7 +121,7 @@ def measure_manifest() -> dict[str, Any]:
     }
 
 
-def measure_waiting(corpus: Path) -> dict[str, Any]:
+def measure_waiting(corpus: Path, num_updates: int) -> dict[str, Any]:
     """Return the share of the time that a training of a tiny-sized model waits for data.
 
     The first pass, in which every clip is decoded, is counted for itself, from the start of the training on.
@@ -135,7 +135,7 @@ def measure_waiting(corpus: Path) -> dict[str, Any]:
             "num_mel_bins: 80}",
             "dataset=manifest",
             f"dataset.train={corpus / 'test.jsonl'}",
-            "trainer.max_steps=16",
+            f"trainer.max_steps={num_updates}",
             "trainer.micro_batch_size=8",
             "trainer.log_every_steps=1",
             "trainer.eval_every_steps=0",
@@ -151,7 +151,9 @@ def measure_waiting(corpus: Path) -> dict[str, Any]:
     parts = {"first_pass": slice(0, num_first), "later_passes": slice(num_first, None), "all": slice(None)}
     seconds = [line["train/update_s"] for line in updates]
     return {
-        "share_of_time": {name: sum(waited_s[part]) / sum(seconds[part]) for name, part in parts.items()},
+        "share_of_time": {
+            name: sum(waited_s[part]) / sum(seconds[part]) for name, part in parts.items() if seconds[part]
+        },
         "updates_of_the_first_pass": num_first,
         "waited_s": [round(value, 4) for value in waited_s],
         "update_s": [round(value, 3) for value in seconds],
@@ -165,6 +167,7 @@ def main() -> None:
     parser.add_argument("part", choices=("features", "manifest", "waiting"))
     parser.add_argument("corpus", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=16, help="of `waiting`; the first pass takes some of them")
     options = parser.parse_args()
     if options.part != "manifest" and options.corpus is None:
         parser.error(f"{options.part} needs a corpus")
@@ -173,7 +176,7 @@ def main() -> None:
     elif options.part == "manifest":
         figures = measure_manifest()
     else:
-        figures = measure_waiting(options.corpus)
+        figures = measure_waiting(options.corpus, options.updates)
     print(json.dumps(figures, indent=2))
     write_result(f"data_{options.part}", figures)
 

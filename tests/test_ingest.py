@@ -232,7 +232,7 @@ def test_hours_of_lines_that_became_no_row_count(tmp_path: Path, tokenizer) -> N
     for i, bad in enumerate(({"text": "…"}, {"language": "xx"}, {"id": "0"}, {"duration_s": 20.0, "text": ""})):
         row = {"audio": "long.wav", "id": "long", "text": "one", "language": "en", **bad}
         path.write_text("\n".join(json.dumps(row) for row in [*good, row]))
-        with pytest.raises(ValueError, match="1 of 601 lines .* of the lines or of the hours"):
+        with pytest.raises(ValueError, match=r"1 of 601 lines .* of the lines or of the hours"):
             open_clips([Source(str(path))], builder, on_bad="quarantine", max_bad_share=0.01)
         account = open_clips([Source(str(path))], builder, on_bad="report", max_bad_share=0.01).ingest[0]
         assert account.quarantined_s == pytest.approx(20.0), i
