@@ -1,6 +1,7 @@
 """Speed of the data on its way to the model: clips to features, a manifest of a million lines, waiting in training.
 
     python -m benchmarks.data_pipeline features CORPUS    one core, against the feature extractor that pads to 30 s
+    python -m benchmarks.data_pipeline decoders CORPUS    Ogg/Opus through every decoder that is installed, one core
     python -m benchmarks.data_pipeline manifest           1,000,000 lines: opening, memory, first batch, shuffling
     python -m benchmarks.data_pipeline waiting CORPUS     share of a training step, tiny-sized model
 
@@ -17,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import soundfile
 import torch
@@ -79,6 +82,37 @@ def measure_features(corpus: Path, rounds: int) -> dict[str, Any]:
             ratios = [b / a for a, b in zip(seconds["ours"], seconds["stock"], strict=True)]
             figures[name] = {"audio_s_per_cpu_s": speed, "times_stock": statistics.median(ratios)}
     return figures
+
+
+def measure_decoders(corpus: Path, rounds: int) -> dict[str, Any]:
+    """Return audio-seconds a second of one core, of Ogg/Opus by each decoder, and by our path to 16 kHz."""
+    rows = [json.loads(line) for line in (corpus / "test.jsonl").read_text().splitlines()]
+    paths = [corpus / row["audio"] for row in rows]
+    ways: dict[str, Callable[[Path], object]] = {
+        "ours, to 16 kHz": load_waveform,
+        "libsndfile, float32": lambda path: soundfile.read(path, dtype="float32"),
+        "libsndfile, int16": lambda path: soundfile.read(path, dtype="int16"),
+        "FFmpeg, its own decoder, to 48 kHz": lambda path: _decode_av(path, "opus"),
+        "FFmpeg, libopus, to 48 kHz": lambda path: _decode_av(path, "libopus"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, decode in ways.items():
+            start = time.process_time()
+            for path in paths:
+                decode(path)
+            seconds[name].append(time.process_time() - start)
+    audio_s = sum(row["duration_s"] for row in rows)
+    return {"audio_s": audio_s, "audio_s_per_cpu_s": {name: audio_s / min(taken) for name, taken in seconds.items()}}
+
+
+def _decode_av(path: Path, codec: str) -> int:
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        decoder = av.CodecContext.create(codec, "r")
+        decoder.extradata = stream.codec_context.extradata
+        decoder.thread_count = 1
+        return sum(frame.samples for packet in container.demux(stream) for frame in decoder.decode(packet))
 
 
 def measure_manifest() -> dict[str, Any]:
@@ -164,7 +198,7 @@ def measure_waiting(corpus: Path, num_updates: int) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line, measure, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("features", "manifest", "waiting"))
+    parser.add_argument("part", choices=("features", "decoders", "manifest", "waiting"))
     parser.add_argument("corpus", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=16, help="of `waiting`; the first pass takes some of them")
@@ -173,6 +207,8 @@ def main() -> None:
         parser.error(f"{options.part} needs a corpus")
     if options.part == "features":
         figures = measure_features(options.corpus, options.rounds)
+    elif options.part == "decoders":
+        figures = measure_decoders(options.corpus, options.rounds)
     elif options.part == "manifest":
         figures = measure_manifest()
     else:
