@@ -7,7 +7,8 @@
 
 `gain` trains `model=scratch` on spoken digits without augmentation, with made noise, and with recorded noise, otherwise
 alike, and scores each model on the plain test split and on the same clips with noise at 10 dB. Every other file of the
-noise folder is for training and the others for the test.
+noise folder is for training and the others for the test. `--arms` takes some of the trainings; what the result file
+holds of others, made at the same overrides, is kept. `--go-on` takes a stopped training up again.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 
-from benchmarks.environment import PROJECT, write_result
+from benchmarks.environment import PROJECT, RESULTS, write_result
 from benchmarks.human_speech import train_and_score
 from data.audio import SAMPLING_RATE, Waveform, load_waveform
 from data.augment import Augmentation, Recordings, augment_waveform, clip_rng, draw_speeds
@@ -39,6 +41,7 @@ from scripts.settings import build, compose_config, to_plain
 CLIP_LENGTHS_S = (0.5, 8.0)
 AUDIO_S = 60.0  # of each measurement; the best of three counts
 TEST_SNR_DB = 10.0
+ARMS = ("none", "recorded noise", "made noise")
 NOISE = ["augment.noise_share=0.5", "augment.snr_db=[0,20]"]
 
 
@@ -150,8 +153,25 @@ def score(run_dir: Path, manifest: Path) -> float:
     return float(json.loads((report_dir / "report.json").read_text())["overall"]["wer"])
 
 
-def measure_gain(corpus: Path, noise: Path, seeds: list[int], overrides: list[str]) -> None:
-    """Train, score, and write the table after every run."""
+def measure_gain(
+    corpus: Path,
+    noise: Path,
+    seeds: list[int],
+    overrides: list[str],
+    *,
+    chosen: list[str] | None = None,
+    go_on: bool = False,
+) -> None:
+    """Train, score, and write the table after every run.
+
+    Args:
+        corpus: folder with `train.jsonl` and `test.jsonl`.
+        noise: folder of noise files.
+        seeds: of the trainings.
+        overrides: of every training.
+        chosen: the trainings to do; all if None.
+        go_on: take up trainings that were stopped.
+    """
     work = PROJECT / "runs" / "augmentation"
     work.mkdir(parents=True, exist_ok=True)
     files = sorted(path.resolve() for path in noise.iterdir())
@@ -160,16 +180,21 @@ def measure_gain(corpus: Path, noise: Path, seeds: list[int], overrides: list[st
     train_noise.write_text("".join(json.dumps({"audio": str(path)}) + "\n" for path in train_files), encoding="utf-8")
     noises = open_sounds([str(path) for path in test_files], key="noise", cache_gib=1.0)
     noisy_test = write_noisy_test(corpus, noises, work / "noisy")
-    arms = {
-        "none": ["augment=none"],
-        "recorded noise": ["augment=none", *NOISE, f"augment.noise=[{train_noise}]"],
-        "made noise": ["augment=none", *NOISE],
-    }
-    runs: list[dict[str, Any]] = []
+    given = (
+        ["augment=none"],
+        ["augment=none", *NOISE, f"augment.noise=[{train_noise}]"],
+        ["augment=none", *NOISE],
+    )
+    arms = dict(zip(ARMS, given, strict=True))
+    chosen = chosen or list(arms)
+    runs = [run for run in _earlier_runs(overrides) if (run["training"], run["seed"]) not in product(chosen, seeds)]
     for seed in seeds:
-        for arm, augment in arms.items():
+        for arm, augment in ((arm, arms[arm]) for arm in chosen):
             run_dir = work / f"{arm.replace(' ', '-')}-{seed}"
-            figures = train_and_score(corpus, run_dir, [*augment, f"trainer.seed={seed}", *overrides])
+            options = [*augment, f"trainer.seed={seed}", *overrides, *(["run.overwrite=false"] if go_on else [])]
+            figures = train_and_score(corpus, run_dir, options)
+            if go_on:
+                del figures["seconds_with_start"]  # of the last sitting only
             runs.append(
                 {
                     "training": arm,
@@ -196,6 +221,12 @@ def measure_gain(corpus: Path, noise: Path, seeds: list[int], overrides: list[st
             )
 
 
+def _earlier_runs(overrides: list[str]) -> list[dict[str, Any]]:
+    path = RESULTS / "augmentation.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return list(earlier["runs"]) if earlier.get("overrides") == overrides else []
+
+
 def _mean_wer(runs: list[dict[str, Any]]) -> dict[str, float]:
     cells = ("wer_plain", "wer_noise_10_db")
     return {cell: float(np.mean([run[cell] for run in runs])) for cell in cells} if runs else {}
@@ -210,12 +241,21 @@ def main() -> None:
     gain.add_argument("corpus", type=Path, help="folder with train.jsonl and test.jsonl")
     gain.add_argument("noise", type=Path, help="folder of noise files")
     gain.add_argument("--seeds", nargs="+", type=int, default=[0])
+    gain.add_argument("--arms", nargs="+", choices=ARMS)
+    gain.add_argument("--go-on", action="store_true")
     gain.add_argument("--overrides", nargs="*", default=[], help="of the training, such as trainer.max_steps=300")
     arguments = parser.parse_args()
     if arguments.part == "cost":
         write_result("augmentation_cost", measure_cost())
     else:
-        measure_gain(arguments.corpus, arguments.noise, arguments.seeds, arguments.overrides)
+        measure_gain(
+            arguments.corpus,
+            arguments.noise,
+            arguments.seeds,
+            arguments.overrides,
+            chosen=arguments.arms,
+            go_on=arguments.go_on,
+        )
 
 
 if __name__ == "__main__":

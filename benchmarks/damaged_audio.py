@@ -14,15 +14,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import multiprocessing
 import os
-import resource
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +27,9 @@ import numpy as np
 import soundfile
 
 from benchmarks.damage import DAMAGES, ENCODERS, SEED, damage
+from benchmarks.watch import HANG_S, watch
 from data.audio import SAMPLING_RATE, AudioError, load_waveform, probe_duration_s
 
-HANG_S = 10.0
 TOLERANCE_S = 0.1  # codecs pad; what a manifest's duration tolerates, too
 
 
@@ -90,45 +86,13 @@ def _read_alone(content: bytes, format: str, original_s: float) -> str:
     return "whole" if found_s > original_s - 0.001 else "short"
 
 
-def _work(connection: Connection, folder: Path) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the decoders' own complaints
-    while (case := connection.recv()) is not None:
-        try:
-            outcome = read_damaged(*case, folder)
-        except Exception as e:
-            outcome = Outcome(f"escaped {type(e).__name__}: {e}")
-        connection.send((outcome, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
-
-
 def read_all(cases: Sequence[tuple[str, str, int]]) -> Iterator[tuple[Outcome, int]]:
     """Read damaged files in a worker process; yield the outcome and the worker's peak memory in KiB for each."""
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        worker: multiprocessing.process.BaseProcess | None = None
-        for case in cases:
-            if worker is None:
-                connection, far_end = context.Pipe()
-                worker = context.Process(target=_work, args=(far_end, Path(folder)), daemon=True)
-                worker.start()
-                far_end.close()
-                connection.send(("wav", "bit flips", 0))  # it answers when its imports are done
-                connection.recv()
-            connection.send(case)
-            outcome, peak_kib = Outcome("hang"), 0
-            if connection.poll(HANG_S):
-                try:
-                    outcome, peak_kib = connection.recv()
-                except EOFError:
-                    worker.join()
-                    outcome = Outcome(f"crash {worker.exitcode}")
-            yield outcome, peak_kib
-            if outcome.code.startswith(("hang", "crash")):
-                worker.kill()
-                worker.join()
-                worker = None
-        if worker is not None:
-            connection.send(None)
-            worker.join()
+    return watch(_read_case, cases, first=("wav", "bit flips", 0), failed=Outcome, hang_s=HANG_S)
+
+
+def _read_case(case: tuple[str, str, int], folder: Path) -> Outcome:
+    return read_damaged(*case, folder)
 
 
 def list_cases(per_kind: int) -> list[tuple[str, str, int]]:

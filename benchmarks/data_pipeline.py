@@ -1,6 +1,7 @@
 """Speed of the data on its way to the model: clips to features, a manifest of a million lines, waiting in training.
 
     python -m benchmarks.data_pipeline features CORPUS    one core, against the feature extractor that pads to 30 s
+    python -m benchmarks.data_pipeline decoders CORPUS    Ogg/Opus through every decoder that is installed, one core
     python -m benchmarks.data_pipeline manifest           1,000,000 lines: opening, memory, first batch, shuffling
     python -m benchmarks.data_pipeline waiting CORPUS     share of a training step, tiny-sized model
 
@@ -17,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import soundfile
 import torch
@@ -81,6 +84,37 @@ def measure_features(corpus: Path, rounds: int) -> dict[str, Any]:
     return figures
 
 
+def measure_decoders(corpus: Path, rounds: int) -> dict[str, Any]:
+    """Return audio-seconds a second of one core, of Ogg/Opus by each decoder, and by our path to 16 kHz."""
+    rows = [json.loads(line) for line in (corpus / "test.jsonl").read_text().splitlines()]
+    paths = [corpus / row["audio"] for row in rows]
+    ways: dict[str, Callable[[Path], object]] = {
+        "ours, to 16 kHz": load_waveform,
+        "libsndfile, float32": lambda path: soundfile.read(path, dtype="float32"),
+        "libsndfile, int16": lambda path: soundfile.read(path, dtype="int16"),
+        "FFmpeg, its own decoder, to 48 kHz": lambda path: _decode_av(path, "opus"),
+        "FFmpeg, libopus, to 48 kHz": lambda path: _decode_av(path, "libopus"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, decode in ways.items():
+            start = time.process_time()
+            for path in paths:
+                decode(path)
+            seconds[name].append(time.process_time() - start)
+    audio_s = sum(row["duration_s"] for row in rows)
+    return {"audio_s": audio_s, "audio_s_per_cpu_s": {name: audio_s / min(taken) for name, taken in seconds.items()}}
+
+
+def _decode_av(path: Path, codec: str) -> int:
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        decoder = av.CodecContext.create(codec, "r")
+        decoder.extradata = stream.codec_context.extradata
+        decoder.thread_count = 1
+        return sum(frame.samples for packet in container.demux(stream) for frame in decoder.decode(packet))
+
+
 def measure_manifest() -> dict[str, Any]:
     """Return seconds and memory for a manifest of a million lines."""
     with tempfile.TemporaryDirectory() as folder:
@@ -121,8 +155,11 @@ def measure_manifest() -> dict[str, Any]:
     }
 
 
-def measure_waiting(corpus: Path) -> dict[str, Any]:
-    """Return the share of the time that a training of a tiny-sized model waits for data, after the first lines."""
+def measure_waiting(corpus: Path, num_updates: int) -> dict[str, Any]:
+    """Return the share of the time that a training of a tiny-sized model waits for data.
+
+    The first pass, in which every clip is decoded, is counted for itself, from the start of the training on.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -132,34 +169,50 @@ def measure_waiting(corpus: Path) -> dict[str, Any]:
             "num_mel_bins: 80}",
             "dataset=manifest",
             f"dataset.train={corpus / 'test.jsonl'}",
-            "trainer.max_steps=16",
+            f"trainer.max_steps={num_updates}",
             "trainer.micro_batch_size=8",
-            "trainer.log_every_steps=2",
+            "trainer.log_every_steps=1",
             "trainer.eval_every_steps=0",
             "tracker=none",
             f"run.dir={folder}/run",
         ]
         subprocess.run(command, check=True)
         lines = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()]
-    shares = [line["train/data_wait_share"] for line in lines if "train/data_wait_share" in line]
-    return {"each_two_updates": shares, "first_epoch": shares[0], "median": statistics.median(shares)}
+    updates = [line for line in lines if "train/data_wait_share" in line]
+    waited_s = [line["train/data_wait_share"] * line["train/update_s"] for line in updates]
+    # `train/epoch` is that of the next update: the first pass ends with the first update behind which it is 1.
+    num_first = next(i for i, line in enumerate(updates, start=1) if line["train/epoch"] >= 1)
+    parts = {"first_pass": slice(0, num_first), "later_passes": slice(num_first, None), "all": slice(None)}
+    seconds = [line["train/update_s"] for line in updates]
+    return {
+        "share_of_time": {
+            name: sum(waited_s[part]) / sum(seconds[part]) for name, part in parts.items() if seconds[part]
+        },
+        "updates_of_the_first_pass": num_first,
+        "waited_s": [round(value, 4) for value in waited_s],
+        "update_s": [round(value, 3) for value in seconds],
+        "median": statistics.median(line["train/data_wait_share"] for line in updates),
+    }
 
 
 def main() -> None:
     """Parse the command line, measure, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("features", "manifest", "waiting"))
+    parser.add_argument("part", choices=("features", "decoders", "manifest", "waiting"))
     parser.add_argument("corpus", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=16, help="of `waiting`; the first pass takes some of them")
     options = parser.parse_args()
     if options.part != "manifest" and options.corpus is None:
         parser.error(f"{options.part} needs a corpus")
     if options.part == "features":
         figures = measure_features(options.corpus, options.rounds)
+    elif options.part == "decoders":
+        figures = measure_decoders(options.corpus, options.rounds)
     elif options.part == "manifest":
         figures = measure_manifest()
     else:
-        figures = measure_waiting(options.corpus)
+        figures = measure_waiting(options.corpus, options.updates)
     print(json.dumps(figures, indent=2))
     write_result(f"data_{options.part}", figures)
 

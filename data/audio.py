@@ -164,6 +164,16 @@ def verify_container(source: Path | bytes, *, thorough: bool = False, name: str 
         pass
 
 
+def find_format(source: Path | bytes, *, name: str | None = None) -> str:
+    """Return FFmpeg's name of the format that a file has by its content.
+
+    Raises:
+        AudioError: as `verify_container`.
+    """
+    with _open(source, name) as clip:
+        return clip.format
+
+
 @contextmanager
 def _open(source: Path | bytes, name: str | None, *, thorough: bool = False) -> Iterator[_Clip]:
     if isinstance(source, bytes):
@@ -205,6 +215,10 @@ class _Clip:
         self._container = container
         if container.is_for_libsndfile:
             self._open_soundfile()
+
+    @property
+    def format(self) -> str:
+        return self._container.demuxer
 
     def fail(self, reason: Reason, detail: str = "") -> NoReturn:
         raise AudioError(reason, self.name, detail)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import BinaryIO
 
 from data.bitstreams import corrupt, read_at, verify_flac, verify_ogg
@@ -41,6 +42,33 @@ class Container:
     """FFmpeg's name of the format. It is told, never left to find out: playlists would reach other files."""
     is_for_libsndfile: bool
     """libsndfile knows the format, and reads all of it."""
+
+
+_SUFFIXES = {
+    "wav": (".wav", ".wave", ".bwf", ".rf64"),
+    "flac": (".flac", ".fla"),
+    "ogg": (".ogg", ".oga", ".opus", ".spx"),
+    "mp3": (".mp3", ".mp2", ".mpga", ".mpeg"),
+    "aac": (".aac", ".adts"),
+    "mov": (".m4a", ".mp4", ".m4b", ".mov", ".3gp"),
+    "matroska": (".webm", ".mka", ".mkv"),
+    "aiff": (".aif", ".aiff", ".aifc"),
+    "au": (".au", ".snd"),
+    "caf": (".caf",),
+    "w64": (".w64",),
+    "nistsphere": (".sph", ".nist", ".wav", ".wv1", ".wv2"),
+    "amr": (".amr",),
+    "asf": (".wma", ".asf"),
+    "wv": (".wv",),
+    "mpegts": (".ts",),
+}
+_KNOWN_SUFFIXES = {suffix for suffixes in _SUFFIXES.values() for suffix in suffixes}
+
+
+def is_misnamed(name: str, demuxer: str) -> bool:
+    """Tell whether the ending of a file's name promises another format than its content has."""
+    suffix = PurePath(name).suffix.lower()
+    return suffix in _KNOWN_SUFFIXES and suffix not in _SUFFIXES.get(demuxer, ())
 
 
 def inspect_container(raw: BinaryIO, size: int, *, thorough: bool = False) -> Container:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.audio import MIN_DURATION_S, SAMPLING_RATE, AudioError, Waveform, load_waveform, probe_duration_s
+from data.audio import MIN_DURATION_S, SAMPLING_RATE, AudioError, Waveform, load_waveform
 from data.features import MAX_WINDOW_S
 from data.ingest import Ingest, admit
 from data.labels import PREFIX_LENGTH, LabelBuilder, LabelError
+from data.lengths import Faults, find_durations, find_lost_s
 from data.packing import pack_rows
 from data.reasons import Reason, Rejected
 from data.recordings import cut_recording
-from data.records import table_of_rows
+from data.records import stamp_of, table_of_rows
 from data.rows import JoinedRows, Row, RowTable, encoded, reject_row
 from data.sources import Source, read_source
 
 SILENT_LEVEL = 1e-3  # -60 dBFS
-Faults = dict[int, tuple[Reason, str]]
-"""Place of a row in its table, and why it cannot be used."""
-PROBES_AT_ONCE = 4096  # rows whose length is looked up between two looks at the memory
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def load_row(row: Row, *, max_duration_s: float | None = float(MAX_WINDOW_S)) ->
     Raises:
         AudioError: if it cannot be used.
     """
+    _verify_unchanged(row)
     waveform = load_waveform(
         encoded(row.audio),
         offset_s=row.offset_s,
@@ -90,6 +91,22 @@ def load_row(row: Row, *, max_duration_s: float | None = float(MAX_WINDOW_S)) ->
     if not row.no_speech and float(waveform.std()) < SILENT_LEVEL:
         raise AudioError(Reason.AUDIO_SILENT, str(row.audio), "under -60 dBFS")
     return waveform
+
+
+def _verify_unchanged(row: Row) -> None:
+    """Refuse a file that is no longer the one whose length the run knows; a missing one is seen when it is read."""
+    if row.stamp is None or not isinstance(row.audio, Path):
+        return
+    try:
+        status = row.audio.stat()
+    except OSError:
+        return
+    if stamp_of(status) != row.stamp:
+        raise AudioError(Reason.AUDIO_CHANGED, row.audio, f"{status.st_size} bytes, changed {_clock(status.st_mtime)}")
+
+
+def _clock(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s).astimezone().isoformat(" ", "seconds")
 
 
 def open_clips(
@@ -144,6 +161,8 @@ def open_source(
     read, faults = find_durations(read_source(source))
     checked = _check(read, faults, label_builder, max_duration_s)
     account = Ingest.of(read, checked)
+    if account.bad_share <= max_bad_share:  # above it, it does not matter how long the lost ones are
+        account = dataclasses.replace(account, quarantined_s=account.quarantined_s + find_lost_s(read.lost))
     admit(account, on_bad=on_bad, max_bad_share=max_bad_share)
     return _cap(checked, source), account
 
@@ -211,31 +230,6 @@ def _cut(row: Row, max_duration_s: float, label_builder: LabelBuilder) -> tuple[
         except LabelError as e:
             lost.append(reject_row(window, e.reason, str(e)))
     return windows, lost
-
-
-def find_durations(table: RowTable) -> tuple[RowTable, Faults]:
-    """Look up the length of rows whose source does not say it; also return what is wrong with those that have none."""
-    durations_s = table.durations_s.copy()
-    faults: Faults = {}
-    unknown = np.flatnonzero(np.isnan(durations_s))
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(unknown), PROBES_AT_ONCE):
-            places = unknown[start : start + PROBES_AT_ONCE]
-            for i, found in zip(places, pool.map(_probe, [table[int(i)] for i in places]), strict=True):
-                if isinstance(found, AudioError):
-                    faults[int(i)] = (found.reason, found.detail)
-                else:
-                    durations_s[i] = found
-    place = table.table.schema.get_field_index("duration_s")
-    known = table.table.set_column(place, "duration_s", pa.array(durations_s))
-    return table.replace(known, table.rejected), faults
-
-
-def _probe(row: Row) -> float | AudioError:
-    try:
-        return probe_duration_s(encoded(row.audio), offset_s=row.offset_s, name=str(row.audio))
-    except AudioError as e:
-        return e
 
 
 def _find_text_faults(table: RowTable, is_looked_at: npt.NDArray[np.bool_], label_builder: LabelBuilder) -> Faults:

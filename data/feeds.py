@@ -17,7 +17,8 @@ from datasets import IterableDataset
 from data.dataset import check_rows
 from data.hub import audio_bytes, open_dataset, pick
 from data.labels import LabelBuilder
-from data.records import Record, RowTableBuilder
+from data.reasons import Reason
+from data.records import BrokenRecord, Record, RowTableBuilder
 from data.rows import RowTable
 from data.sources import Source, replace_texts
 
@@ -115,7 +116,7 @@ class HubFeed:
         """
         held: list[HeldAudio] = []
         name = self.source.hub().name
-        builder = RowTableBuilder(Path(name), defaults=self.source.defaults())
+        builder = RowTableBuilder(Path(name), is_archive=True, defaults=self.source.defaults())
         is_empty = False
         while count > 0:
             example = next(self._examples, None)
@@ -132,7 +133,12 @@ class HubFeed:
             if line in self._refused:
                 continue
             fields = {key: value for key, value in example.items() if key != self.column}
-            held.append(HeldAudio(audio_bytes(example[self.column]), f"{name} shard {self._shard_id} row {self.row}"))
+            try:
+                content = audio_bytes(example[self.column])
+            except OSError as e:  # the cell names a file instead of holding it
+                builder.add(BrokenRecord(line, Reason.AUDIO_MISSING, f"{e.filename}: {e.strerror}"))
+                continue
+            held.append(HeldAudio(content, f"{name} shard {self._shard_id} row {self.row}"))
             fields = {**pick(fields, self.source.columns), "audio": str(held[-1]), "stored": len(held) - 1}
             builder.add(replace_texts(Record(line, fields), self.source.replace))
         table = check_rows(builder.build(open_stored=held.__getitem__), self.label_builder)

@@ -34,7 +34,7 @@ class Ingest:
     accepted_s: float
     """Seconds of the lines that are accepted."""
     quarantined_s: float
-    """Seconds of those that are not, as far as they are known."""
+    """Seconds of those that are not, rejected ones too, as far as their source says them or a look finds them."""
 
     @classmethod
     def of(cls, read: RowTable, checked: RowTable) -> Ingest:

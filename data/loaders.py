@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data.ahead import read_ahead
 from data.audio import SAMPLING_RATE, Waveform
 from data.augment import Augmentation, Recordings, augment_waveform, clip_rng, draw_speeds
 from data.batches import BadRow, PendingFeatures, RowReference, SpeechBatch, collate
@@ -113,6 +114,8 @@ class UpdateDataset(Dataset[UpdateBatches]):
         self.reader = reader
         self.recipe = recipe
         self.rank = rank
+        self.audio_s = clips.audio_s
+        """Seconds of all clips."""
         self._epoch: tuple[int, EpochUpdates] | None = None
 
     @property
@@ -268,10 +271,11 @@ def open_updates(
     Args:
         dataset: reads one update.
         start: first position; found at once, nothing is replayed.
-        num_workers: processes that decode; 0 reads in this one, None leaves two cores to
-            the training and takes the others, at most 8: on two cores a second process costs more than it reads ahead.
+        num_workers: processes that decode. With 0 a thread of this one does, ahead of the training: decoders and the
+            model leave Python to each other. None leaves two cores to the training and takes the others, at most 8: on
+            two cores a second process costs more than it reads ahead.
         pin_memory: pin the tensors for copies to a CUDA device.
-        prefetch: updates read ahead by each worker.
+        prefetch: updates read ahead by each worker, or by the thread.
     """
     if num_workers is None:
         num_workers = max(0, min(8, len(os.sched_getaffinity(0)) - 2))
@@ -286,4 +290,5 @@ def open_updates(
         # that is taken up again opens the loader once more than one that was never stopped.
         generator=torch.Generator(),
     )
-    return iter(loader)
+    updates = iter(loader)
+    return updates if num_workers else read_ahead(updates, count=prefetch)

@@ -1,13 +1,14 @@
-"""Lines of a JSONL manifest, plain or gzipped: one JSON object each, or why the line cannot be read."""
+"""Lines of a JSONL manifest: one JSON object each, or why the line cannot be read."""
 
 from __future__ import annotations
 
-import gzip
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from data.lines import MARK, Line, decode, read_lines
 from data.reasons import Reason
 from data.records import BrokenRecord, Record
 
@@ -16,41 +17,40 @@ def read_manifest(path: Path) -> Iterator[Record | BrokenRecord]:
     """Read the lines of a manifest; blank ones are passed over.
 
     Args:
-        path: `.jsonl`, `.json` or `.jsonl.gz`, UTF-8 with or without a mark, LF or CRLF.
+        path: UTF-8 with or without a mark, LF or CRLF, plain, gzipped (`.gz`) or packed with Zstandard (`.zst`).
 
     Yields:
         The fields of each line as they stand there, or what is wrong with it.
+
+    Raises:
+        ValueError: if a packed file is cut or broken.
     """
-    with _open(path) as file:
-        offset = 0
-        for line, raw in enumerate(file, start=1):
-            if raw.strip() and raw != b"\xef\xbb\xbf":
-                yield _parse(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw, line, offset)
-            offset += len(raw)
+    for line in read_lines(path):
+        if line.content.strip() and line.content != MARK:
+            yield _parse(line)
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-def _parse(raw: bytes, line: int, offset: int) -> Record | BrokenRecord:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as e:
-        return BrokenRecord(line, Reason.LINE_ENCODING, f"byte {e.start}", offset)
+def _parse(line: Line) -> Record | BrokenRecord:
+    text = decode(line)
+    if isinstance(text, BrokenRecord):
+        return text
     try:
         fields = _DECODER.decode(text)
     except json.JSONDecodeError as e:
-        return BrokenRecord(line, Reason.LINE_JSON, f"column {e.colno}: {e.msg}", offset)
+        return _broken(line, f"column {e.colno}: {e.msg}")
     except RecursionError:
-        return BrokenRecord(line, Reason.LINE_JSON, "nested too deeply", offset)
+        return _broken(line, "nested too deeply")
     except _NotPlainError as e:
-        return BrokenRecord(line, Reason.LINE_JSON, str(e), offset)
+        return _broken(line, str(e))
     except ValueError:  # Python reads no integer of more than 4300 digits
-        return BrokenRecord(line, Reason.LINE_JSON, "a number has too many digits", offset)
+        return _broken(line, "a number has too many digits")
     if not isinstance(fields, dict):
-        return BrokenRecord(line, Reason.LINE_JSON, f"found {type(fields).__name__}", offset)
-    return Record(line, fields, offset)
+        return _broken(line, f"found {type(fields).__name__}")
+    return Record(line.number, fields, line.byte_offset)
+
+
+def _broken(line: Line, detail: str) -> BrokenRecord:
+    return BrokenRecord(line.number, Reason.LINE_JSON, detail, line.byte_offset)
 
 
 class _NotPlainError(ValueError):
@@ -64,7 +64,8 @@ def _refuse_constant(name: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise _NotPlainError("a field occurs twice")
+        counts = Counter(name for name, _ in pairs)
+        raise _NotPlainError(f"field {next(name for name in counts if counts[name] > 1)!r:.40} occurs twice")
     return fields
 
 

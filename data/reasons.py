@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ class Reason(Enum):
     AUDIO_TOO_SHORT = ("A11", "the clip is shorter than 0.1 s")
     AUDIO_SCALE = ("A15", "the samples lie far outside -1 to 1")
     AUDIO_DURATION = ("M08", "the audio is longer than the manifest says")
+    AUDIO_CHANGED = ("M11", "the audio file is another than when the run began")
     AUDIO_NOT_A_FILE = ("A18", "the audio path is not a regular file")
     TEXT_CONTROL = ("T02", "the transcript holds a control character or half a character")
     TEXT_EMPTY = ("T03", "the transcript is empty")
@@ -74,6 +76,8 @@ class Rejected:
     message: str
     byte_offset: int | None = None
     """Where the line begins in the manifest; None where lines are not bytes, as in Parquet."""
+    duration_s: float | None = None
+    """Length of the clip as stated or found; None where nobody knows."""
 
     @property
     def is_line_fault(self) -> bool:
@@ -105,11 +109,20 @@ def reject(
     audio: object = "",
     detail: str = "",
     byte_offset: int | None = None,
+    duration_s: float | None = None,
 ) -> Rejected:
     """Build the record of a row that is not taken; `detail` says what was found."""
     message = f"{reason.message}: {detail}" if detail else reason.message
+    is_known = duration_s is not None and math.isfinite(duration_s)
     return Rejected(
-        str(manifest), line, _writable(id), _writable(str(audio)), reason.code, _writable(message), byte_offset
+        str(manifest),
+        line,
+        _writable(id),
+        _writable(str(audio)),
+        reason.code,
+        _writable(message),
+        byte_offset,
+        duration_s if is_known else None,
     )
 
 

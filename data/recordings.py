@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from data.audio import MIN_DURATION_S
-from data.reasons import Reason, Rejected, reject
-from data.rows import Row, Segment
+from data.reasons import Reason, Rejected
+from data.rows import Row, Segment, reject_row
 from data.texts import join_texts
 
 MIN_GAP_S = 10.0  # silence from which on it makes windows of its own
@@ -232,4 +232,5 @@ def _describe(segment: Segment) -> str:
 
 
 def _reject(row: Row, reason: Reason, detail: str) -> Rejected:
-    return reject(reason, manifest=row.manifest, line=row.line, id=row.id, audio=row.audio, detail=detail)
+    # Without the length of the row, of which this is but a part.
+    return replace(reject_row(row, reason, detail), duration_s=None)

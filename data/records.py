@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import stat
-import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from data.fields import FIELDS, FieldError, clean, read_flag, read_seconds, read_segments, read_text
 from data.languages import TASKS, verify_language
 from data.reasons import Reason, Rejected, reject
-from data.rows import SCHEMA, Row, RowTable, Segment, StoredAudio
-from data.texts import TextError, clean_text
+from data.rows import SCHEMA, LostClip, Row, RowTable, StoredAudio
 
 CHUNK_ROWS = 65_536  # rows that wait as Python objects before they become columns
+
+
+MAX_PASSED_OVER = 1000  # names that are kept for a warning; a broken source may have another one in every line
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +45,6 @@ class BrokenRecord:
     byte_offset: int | None = None
 
 
-class FieldError(Exception):
-    """A field that cannot be used; `reason` says why."""
-
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
-
-
 class RowTableBuilder:
     """Check records one by one, and gather those that pass into columns."""
 
@@ -60,6 +54,7 @@ class RowTableBuilder:
         *,
         folder: Path | None = None,
         root: Path | None = None,
+        is_archive: bool = False,
         defaults: dict[str, Any] | None = None,
     ) -> None:
         """Begin an empty table.
@@ -68,13 +63,20 @@ class RowTableBuilder:
             path: of the source, for messages.
             folder: what relative audio paths begin at; the folder of `path` if None.
             root: audio must lie below this folder; None allows any.
+            is_archive: the clips lie in the source itself, each at the place that its record calls `stored`.
             defaults: fields of records that have none of their own, such as the language.
         """
         self.path = path
         self.folder = str(folder if folder is not None else path.parent)
         self.root = None if root is None else root.resolve()
         self.defaults = {name: value for name, value in (defaults or {}).items() if value is not None}
+        self.is_archive = is_archive
         self.rejected: list[Rejected] = []
+        self.num_other_form = 0
+        """Audio files that were found by their name in another Unicode form."""
+        self.passed_over: set[str] = set()
+        """Fields that are none of ours."""
+        self._lost: list[tuple[int, str, int | None, float | None, float | None]] = []
         self._columns: dict[str, list[Any]] = {field.name: [] for field in SCHEMA}
         self._batches: list[pa.RecordBatch] = []
         # Hashes of 64 bits instead of the ids: among 1,000,000 of them, two fall together once in 40 million corpora.
@@ -87,6 +89,8 @@ class RowTableBuilder:
             self._reject(record, record.reason, {}, record.detail)
             return
         fields = record.fields
+        if not fields.keys() <= FIELDS and len(self.passed_over) < MAX_PASSED_OVER:
+            self.passed_over |= fields.keys() - FIELDS - {"stored"}
         try:
             row, place = self._check(record)
             first = self._seen.setdefault(hash(row.id), record.line)
@@ -116,8 +120,24 @@ class RowTableBuilder:
         columns["line"].append(row.line)
         columns["open_start_s"].append(row.open_start_s)
         columns["no_speech"].append(row.no_speech)
+        columns["byte_offset"].append(row.byte_offset)
+        columns["stamp"].append(row.stamp)
         if len(columns["id"]) >= CHUNK_ROWS:
             self._flush()
+
+    def remarks(self) -> list[str]:
+        """Return what its author should know of a source, though every line of it may be good."""
+        remarks = [
+            f"{self.path}: field {name!r} is passed over; did you mean {near[0]}? columns={{{near[0]}: {name}}} says so"
+            for name in sorted(self.passed_over, key=str)
+            if isinstance(name, str) and (near := difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.75))
+        ]
+        if self.num_other_form:
+            remarks.append(
+                f"{self.path}: {self.num_other_form} audio files have their names in another Unicode form on this disk "
+                "(NFC or NFD), and were found by it"
+            )
+        return remarks
 
     def columns(self) -> pa.Table:
         """Return all rows so far."""
@@ -126,7 +146,13 @@ class RowTableBuilder:
 
     def build(self, *, open_stored: Callable[[int], StoredAudio] | None = None) -> RowTable:
         """Return the table."""
-        return RowTable(self.path, self.columns(), self.rejected, open_stored=open_stored)
+        lost = []
+        for line, audio, place, offset_s, duration_s in self._lost:
+            if place is None:
+                lost.append(LostClip(line, Path(audio), offset_s, duration_s))
+            elif open_stored is not None:
+                lost.append(LostClip(line, open_stored(place), offset_s, duration_s))
+        return RowTable(self.path, self.columns(), self.rejected, lost=lost, open_stored=open_stored)
 
     def _flush(self) -> None:
         arrays = [pa.array(self._columns[field.name], field.type) for field in SCHEMA]
@@ -135,6 +161,8 @@ class RowTableBuilder:
             values.clear()
 
     def _reject(self, record: Record | BrokenRecord, reason: Reason, fields: dict[str, Any], detail: str) -> None:
+        if fields.get("audio"):
+            self._lose(record.line, fields)
         self.rejected.append(
             reject(
                 reason,
@@ -147,44 +175,57 @@ class RowTableBuilder:
             )
         )
 
+    def _lose(self, line: int, fields: dict[str, Any]) -> None:
+        """Remember the audio of a line that cannot be used, if there is any."""
+        try:
+            times = read_seconds(fields, "offset_s"), read_seconds(fields, "duration_s")
+            place = fields.get("stored") if self.is_archive else None
+            audio = str(fields["audio"]) if place is not None else self._find_audio(read_text(fields, "audio"))[0]
+        except FieldError:
+            return
+        self._lost.append((line, audio, place, *times))
+
     def _check(self, record: Record) -> tuple[Row, int | None]:
         fields = {**self.defaults, **{k: v for k, v in record.fields.items() if v is not None}}
-        place = fields.get("stored")
-        audio = _text(fields, "audio")
-        path = Path(audio) if place is not None else Path(self._find_audio(audio))
-        language = _text(fields, "language")
+        place = fields.get("stored") if self.is_archive else None
+        audio = read_text(fields, "audio")
+        path, stamp = (audio, None) if place is not None else self._find_audio(audio)
+        language = read_text(fields, "language")
         if language not in self._known_languages:
             try:
                 self._known_languages.add(verify_language(language))
             except ValueError as e:
                 raise FieldError(Reason.TEXT_LANGUAGE, str(e)) from e
-        task = _text(fields, "task", default="transcribe")
+        task = read_text(fields, "task", default="transcribe")
         if task not in TASKS:
             raise FieldError(Reason.TEXT_TASK, repr(task))
-        no_speech = _flag(fields, "no_speech")
-        text = _clean(_text(fields, "text", default="" if no_speech else None), may_be_empty=no_speech)
+        no_speech = read_flag(fields, "no_speech")
+        text = clean(read_text(fields, "text", default="" if no_speech else None), may_be_empty=no_speech)
         if no_speech and text:
             raise FieldError(Reason.LINE_JSON, f"no_speech is true, and yet the text is {text!r:.40}")
-        offset_s = _seconds(fields, "offset_s")
-        prompt = _text(fields, "prompt", default="")
+        offset_s = read_seconds(fields, "offset_s")
+        prompt = read_text(fields, "prompt", default="")
         row = Row(
-            id=_text(fields, "id", default="") or (f"{audio}@{offset_s:g}" if offset_s else audio),
-            audio=path,
+            id=read_text(fields, "id", default="") or (f"{audio}@{offset_s:g}" if offset_s else audio),
+            audio=Path(path),
             text=text,
             language=language,
             task=task,
-            duration_s=_seconds(fields, "duration_s"),
+            duration_s=read_seconds(fields, "duration_s"),
             offset_s=offset_s,
-            segments=_segments(fields),
-            prompt=_clean(prompt, may_be_empty=True) if prompt else "",
-            speaker=_text(fields, "speaker", default=""),
+            segments=read_segments(fields),
+            prompt=clean(prompt, may_be_empty=True) if prompt else "",
+            speaker=read_text(fields, "speaker", default=""),
             manifest=self.path,
             line=record.line,
             no_speech=no_speech,
+            byte_offset=record.byte_offset,
+            stamp=stamp,
         )
         return row, place
 
-    def _find_audio(self, audio: str) -> str:
+    def _find_audio(self, audio: str) -> tuple[str, int]:
+        """Return the path of a file, and the stamp of what is there now."""
         if "://" in audio or audio.startswith(("data:", "file:", "\\\\")):
             raise FieldError(Reason.LINE_URL, audio[:80])
         if "\0" in audio:
@@ -197,17 +238,19 @@ class RowTableBuilder:
             found = _stat(path)
             if found is None:  # macOS writes names decomposed, others composed
                 twins = [unicodedata.normalize(form, path) for form in ("NFC", "NFD")]
-                path = next((twin for twin in twins if twin != path and _stat(twin) is not None), path)
-                found = _stat(path)
+                twin = next((twin for twin in twins if twin != path and _stat(twin) is not None), None)
+                if twin is not None:
+                    self.num_other_form += 1
+                    path, found = twin, _stat(twin)
         except (OSError, RuntimeError, ValueError) as e:  # too long, a folder that may not be entered, `~nobody`
             raise FieldError(Reason.AUDIO_MISSING, f"{audio:.200}: {getattr(e, 'strerror', None) or e}") from e
         if found is None:
             raise FieldError(Reason.AUDIO_MISSING, path)
-        if not stat.S_ISREG(found):
+        if not stat.S_ISREG(found.st_mode):
             raise FieldError(Reason.AUDIO_NOT_A_FILE, path)
         if self.root is not None and not Path(path).resolve().is_relative_to(self.root):
             raise FieldError(Reason.LINE_URL, f"{path} lies outside dataset.root={self.root}")
-        return path
+        return path, stamp_of(found)
 
 
 def table_of_rows(rows: Sequence[Row], stored: Sequence[int | None]) -> pa.Table:
@@ -223,65 +266,13 @@ def table_of_rows(rows: Sequence[Row], stored: Sequence[int | None]) -> pa.Table
     return builder.columns()
 
 
-def _stat(path: str) -> int | None:
+def stamp_of(status: os.stat_result) -> int:
+    """Return 63 bits that stand for size and time of change of a file."""
+    return (status.st_mtime_ns * 1_000_003 ^ status.st_size) & (2**63 - 1)
+
+
+def _stat(path: str) -> os.stat_result | None:
     try:
-        return os.stat(path).st_mode  # noqa: PTH116
+        return os.stat(path)  # noqa: PTH116
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _clean(text: str, *, may_be_empty: bool) -> str:
-    try:
-        return clean_text(text, may_be_empty=may_be_empty)
-    except TextError as e:
-        raise FieldError(e.reason, str(e)) from e
-
-
-def _text(fields: dict[str, Any], name: str, *, default: str | None = None) -> str:
-    value = fields.get(name)
-    if value is None and default is not None:
-        return default
-    if value is None:
-        known = ", ".join(sorted(fields)) or "nothing"
-        raise FieldError(Reason.LINE_JSON, f"field {name!r} is missing; found {known}")
-    if not isinstance(value, str):
-        raise FieldError(Reason.LINE_JSON, f"field {name!r} must be text, found {value!r:.40}")
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as e:
-            raise FieldError(Reason.LINE_ENCODING, f"field {name!r} holds half a surrogate pair") from e
-    return value
-
-
-def _flag(fields: dict[str, Any], name: str) -> bool:
-    value = fields.get(name, False)
-    if not isinstance(value, bool):
-        raise FieldError(Reason.LINE_JSON, f"field {name!r} must be true or false, found {value!r:.40}")
-    return value
-
-
-def _seconds(fields: dict[str, Any], name: str) -> float | None:
-    value = fields.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
-        raise FieldError(Reason.LINE_JSON, f"field {name!r} must be seconds, 0 or more, found {value!r:.40}")
-    return float(value)
-
-
-def _segments(fields: dict[str, Any]) -> tuple[Segment, ...]:
-    raw = fields.get("segments")
-    if raw is None:
-        return ()
-    if not isinstance(raw, list):
-        raise FieldError(Reason.LINE_JSON, "field 'segments' must be a list")
-    segments: list[Segment] = []
-    for item in raw:
-        if not isinstance(item, dict):
-            raise FieldError(Reason.LINE_JSON, "a segment must be an object with start, end and text")
-        start_s, end_s = _seconds(item, "start"), _seconds(item, "end")
-        if start_s is None or end_s is None or end_s < start_s:
-            raise FieldError(Reason.LINE_JSON, f"segment {len(segments)} has no start <= end")
-        segments.append(Segment(start_s, end_s, _clean(_text(item, "text"), may_be_empty=True)))
-    return tuple(segments)

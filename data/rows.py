@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.audio import AudioError
 from data.reasons import Reason, Rejected, reject
 
 
@@ -32,8 +33,19 @@ class StoredAudio(Protocol):
 
 
 def encoded(audio: Path | StoredAudio) -> Path | bytes:
-    """Return what `load_waveform` reads: the path of a file, or the bytes of a clip inside an archive."""
-    return audio if isinstance(audio, Path) else audio.read()
+    """Return what `load_waveform` reads: the path of a file, or the bytes of a clip inside an archive.
+
+    Raises:
+        AudioError: if the archive, or a file that it names, cannot be read.
+    """
+    if isinstance(audio, Path):
+        return audio
+    try:
+        return audio.read()
+    except FileNotFoundError as e:
+        raise AudioError(Reason.AUDIO_MISSING, str(audio), str(e.filename or "")) from e
+    except OSError as e:
+        raise AudioError(Reason.AUDIO_CORRUPT, str(audio), e.strerror or str(e)) from e
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,21 @@ class Row:
     """Where a segment begins that ends behind this window, in seconds from the start of the file."""
     no_speech: bool = False
     """Nothing is said; the text is empty on purpose."""
+    byte_offset: int | None = None
+    """Where the line begins in `manifest`; None where lines are not bytes."""
+    stamp: int | None = None
+    """Stands for size and time of change of the audio file when the row was read; None inside an archive."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostClip:
+    """The audio of a line that became no row: its length counts among the hours that are lost."""
+
+    line: int
+    audio: Path | StoredAudio
+    offset_s: float | None
+    duration_s: float | None
+    """As the source states it."""
 
 
 SCHEMA = pa.schema(
@@ -81,6 +108,8 @@ SCHEMA = pa.schema(
         ("line", pa.int64()),
         ("open_start_s", pa.float64()),
         ("no_speech", pa.bool_()),
+        ("byte_offset", pa.int64()),
+        ("stamp", pa.int64()),
     ]
 )
 
@@ -94,6 +123,7 @@ class RowTable(Sequence[Row]):
         table: pa.Table,
         rejected: Sequence[Rejected] = (),
         *,
+        lost: Sequence[LostClip] = (),
         open_stored: Callable[[int], StoredAudio] | None = None,
     ) -> None:
         """Remember the columns.
@@ -102,12 +132,14 @@ class RowTable(Sequence[Row]):
             path: the file or folder that was read.
             table: columns of `SCHEMA`.
             rejected: lines that became no row.
+            lost: the audio of those lines, where they name any that is there.
             open_stored: from a place in the archive to the clip there.
         """
         self.path = path
         # In one piece: then a row is found by its place, not by a search through pieces.
         self.table = table.combine_chunks()
         self.rejected = tuple(rejected)
+        self.lost = tuple(lost)
         self._open_stored = open_stored
 
     def __len__(self) -> int:
@@ -167,7 +199,7 @@ class RowTable(Sequence[Row]):
 
     def replace(self, table: pa.Table, rejected: Sequence[Rejected]) -> RowTable:
         """Return a table of other rows of this source."""
-        return RowTable(self.path, table, rejected, open_stored=self._open_stored)
+        return RowTable(self.path, table, rejected, lost=self.lost, open_stored=self._open_stored)
 
 
 class JoinedRows(Sequence[Row]):
@@ -218,4 +250,13 @@ class JoinedRows(Sequence[Row]):
 
 def reject_row(row: Row, reason: Reason, detail: str) -> Rejected:
     """Return the record of a row that is not taken."""
-    return reject(reason, manifest=row.manifest, line=row.line, id=row.id, audio=row.audio, detail=detail)
+    return reject(
+        reason,
+        manifest=row.manifest,
+        line=row.line,
+        id=row.id,
+        audio=row.audio,
+        detail=detail,
+        byte_offset=row.byte_offset,
+        duration_s=row.duration_s,
+    )

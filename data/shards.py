@@ -8,6 +8,7 @@ Source: the WebDataset convention: members of one sample share a name up to the 
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from data.audio import AudioError
 from data.folders import AUDIO_SUFFIXES
 from data.reasons import Reason
-from data.records import BrokenRecord, Record
+from data.records import BrokenRecord, Record, stamp_of
 
 MAX_TEXT_BYTES = 2**24  # of a text or JSON member; larger ones are no transcript
 
@@ -32,10 +34,18 @@ class TarMember:
     """Bytes from the start of the tar."""
     size: int
     name: str
+    stamp: int
+    """Of the tar, when it was indexed."""
 
     def read(self) -> bytes:
-        """Return the encoded bytes."""
+        """Return the encoded bytes.
+
+        Raises:
+            AudioError: if the tar is another by now, and something else may lie in this place.
+        """
         with self.path.open("rb") as file:
+            if stamp_of(os.fstat(file.fileno())) != self.stamp:
+                raise AudioError(Reason.AUDIO_CHANGED, str(self))
             file.seek(self.offset)
             return file.read(self.size)
 
@@ -51,11 +61,12 @@ class TarIndex:
         self.paths = tuple(paths)
         self._names: list[str] = []
         self._places: list[tuple[int, int, int]] = []
+        self._stamps = [stamp_of(path.stat()) for path in paths]
 
     def open(self, index: int) -> TarMember:
         """Return a clip by its place."""
         shard, offset, size = self._places[index]
-        return TarMember(self.paths[shard], offset, size, self._names[index])
+        return TarMember(self.paths[shard], offset, size, self._names[index], self._stamps[shard])
 
     def freeze(self) -> None:
         """Turn the places into an array, which forked loaders share."""

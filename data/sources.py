@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from data.fields import FIELDS
 from data.folders import find_table, read_folder
 from data.hub import DatasetCell, HubSource, open_dataset, pick, read_dataset
 from data.kaldi import read_kaldi
@@ -19,11 +21,9 @@ from data.rows import RowTable
 from data.shards import TarIndex
 from data.tables import has_audio_bytes, parse_texts, read_delimited, read_parquet
 
+logger = logging.getLogger(__name__)
+
 FORMATS = ("auto", "jsonl", "csv", "tsv", "parquet", "folder", "kaldi", "hub", "shards")
-FIELDS = frozenset(
-    ["id", "audio", "text", "language", "task", "duration_s", "offset_s", "segments", "prompt", "speaker", "no_speech"]
-)
-"""What a row can have; other columns of a source are passed over."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Source:
         if not path.is_file():
             hint = "; for a data set of the hub say format: hub" if self.path.count("/") == 1 else ""
             raise FileNotFoundError(f"no manifest, table or folder at {path}{hint}")
-        suffix = path.name.removesuffix(".gz").rpartition(".")[2]
+        suffix = path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
         if suffix in ("jsonl", "json"):
             return "jsonl"
         if suffix in FORMATS:
@@ -152,7 +152,7 @@ def _read_files(source: Source, kind: str) -> RowTable:
     elif kind in ("csv", "tsv"):
         records = read_delimited(path, delimiter="\t" if kind == "tsv" else ",")
     elif kind == "parquet":
-        records = iter(read_parquet(path))
+        records = read_parquet(path)
     elif kind == "kaldi":
         records = read_kaldi(path)
     else:
@@ -166,7 +166,13 @@ def _read_files(source: Source, kind: str) -> RowTable:
         if is_text and isinstance(record, Record):
             record = Record(record.line, parse_texts(record.fields), record.byte_offset)
         builder.add(record)
+    _say(builder)
     return builder.build()
+
+
+def _say(builder: RowTableBuilder) -> None:
+    for remark in builder.remarks():
+        logger.warning("%s", remark)
 
 
 def _renamed(records: Iterable[Record | BrokenRecord], columns: Mapping[str, str]) -> Iterator[Record | BrokenRecord]:
@@ -202,10 +208,11 @@ def _read_shards(source: Source) -> RowTable:
     if not paths:
         raise FileNotFoundError(f"no tar file matches {pattern}")
     index = TarIndex(paths)
-    builder = RowTableBuilder(pattern, defaults=source.defaults())
+    builder = RowTableBuilder(pattern, is_archive=True, defaults=source.defaults())
     for record in _replaced(_renamed(index.records(), source.columns), source.replace):
         builder.add(record)
     index.freeze()
+    _say(builder)
     return builder.build(open_stored=index.open)
 
 
@@ -213,7 +220,8 @@ def _read_hub(source: Source) -> RowTable:
     hub = source.hub()
     dataset, column = open_dataset(hub, source.columns, streaming=False)
     assert isinstance(dataset, Dataset)
-    builder = RowTableBuilder(hub.name, defaults=source.defaults())
+    builder = RowTableBuilder(hub.name, is_archive=True, defaults=source.defaults())
     for record in _replaced(read_dataset(dataset, column, source.columns), source.replace):
         builder.add(record)
+    _say(builder)
     return builder.build(open_stored=partial(DatasetCell, dataset, column, str(hub.name)))

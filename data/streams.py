@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import queue
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from data.ahead import read_ahead
 from data.batches import BadRow
 from data.dataset import join_tables, open_source
 from data.feeds import Feed, HubFeed, TableFeed
@@ -85,6 +84,8 @@ class StreamDataset:
         self.feeds = [self._open_feed(place, source) for place, source in enumerate(sources)]
         self._unreadable: set[int] = set()
         self._num_lines = 0
+        self.audio_s = 0.0
+        """Seconds of the clips read so far."""
         self._num_bad = 0
 
     def _open_feed(self, place: int, source: Source) -> Feed:
@@ -120,39 +121,8 @@ class StreamDataset:
 
     def open(self, start: Position, *, num_workers: int | None, pin_memory: bool) -> Iterator[UpdateBatches]:
         """Read updates without end, in a thread that reads ahead; `num_workers` has no meaning for a stream."""
-        ahead: queue.Queue[UpdateBatches | BaseException] = queue.Queue(maxsize=2)
-        stop = threading.Event()
-        thread = threading.Thread(target=self._read_ahead, args=(start, pin_memory, ahead, stop), daemon=True)
-        thread.start()
-        try:
-            while True:
-                found = ahead.get()
-                if isinstance(found, BaseException):
-                    raise found
-                yield found
-        finally:
-            stop.set()
-
-    def _read_ahead(
-        self,
-        start: Position,
-        pin_memory: bool,
-        ahead: queue.Queue[UpdateBatches | BaseException],
-        stop: threading.Event,
-    ) -> None:
-        try:
-            for found in self._updates(start):
-                item = found.pin_memory() if pin_memory else found
-                while not stop.is_set():
-                    try:
-                        ahead.put(item, timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
-                if stop.is_set():
-                    return
-        except Exception as e:  # belongs to whoever waits for the next update
-            ahead.put(e)
+        updates = self._updates(start)
+        return read_ahead(found.pin_memory() for found in updates) if pin_memory else read_ahead(updates)
 
     def _updates(self, start: Position) -> Iterator[UpdateBatches]:
         position = start
@@ -186,6 +156,7 @@ class StreamDataset:
         self._num_bad += len(rejected)
         self._verify_share(rejected)
         clips = join_tables(tables, self.recipe.label_builder, pack=self.pack)
+        self.audio_s += clips.audio_s
         if len(clips) == 0:
             return None, rejected
         keys = np.concatenate(

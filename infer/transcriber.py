@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from data.ahead import read_ahead
 from data.audio import SAMPLING_RATE, Waveform
 from data.features import FRAMES_PER_S, HOP_LENGTH, LogMel
 from data.windows import Windows
-from infer.ahead import ahead
 from infer.artefact import Artefact
 from infer.decoding import Decoded, Decoder, DecodeSettings
 from infer.longform import cut_at_quiet
@@ -157,7 +157,7 @@ class Transcriber:
             raise ValueError(f"{len(languages)} languages were given for {len(sources)} sources")
         wanted = [self.settings.language] * len(sources) if languages is None else list(languages)
         by_times = self.settings.long_form == "sequential"
-        for block in ahead(load_blocks(sources)):
+        for block in read_ahead(load_blocks(sources), count=1):
             decode = self._sequentially if by_times else self._in_pieces
             yield from decode(block, wanted, on_progress or (lambda _: None))
 
@@ -245,7 +245,8 @@ class Transcriber:
         prompts: Sequence[Sequence[int]] | None,
     ) -> Iterator[tuple[list[int], list[Decoded]]]:
         """Yield batches of indices with what they say; features of the next one are made meanwhile."""
-        made = ahead((batch, self._features([pieces[i] for i in batch])) for batch in self._batches(pieces))
+        batches = ((batch, self._features([pieces[i] for i in batch])) for batch in self._batches(pieces))
+        made = read_ahead(batches, count=1)
         with contextlib.closing(made):
             while True:
                 with Stopwatch(self.artefact.model.device) as watch:

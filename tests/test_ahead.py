@@ -1,52 +1,64 @@
-"""What is made ahead comes in order, stops with its reader, and loses no error."""
+"""Read ahead or not, the same comes in the same order, faults in their place; it ends when nobody listens."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from infer.ahead import ahead
+from data.ahead import read_ahead
 
 
-def _threads() -> int:
-    return sum(thread.name == "ahead" for thread in threading.enumerate())
+def test_items_come_in_order_and_the_end_is_the_end() -> None:
+    assert list(read_ahead(iter(range(100)))) == list(range(100))
+    assert list(read_ahead(iter([]))) == []
+    assert list(read_ahead(iter([None, 1]))) == [None, 1]
 
 
-def test_items_come_in_order_and_are_made_before_they_are_asked_for() -> None:
+def test_a_fault_comes_where_its_item_would_have_come() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ValueError("of the data")
+
+    found = read_ahead(items())
+    assert [next(found), next(found)] == [1, 2]
+    with pytest.raises(ValueError, match="of the data"):
+        next(found)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_it_reads_while_nobody_waits_and_no_further_than_it_was_told(count: int) -> None:
     made: list[int] = []
 
-    def items():
-        for i in range(5):
+    def items() -> Iterator[int]:
+        for i in range(100):
             made.append(i)
             yield i
 
-    reader = ahead(items())
-    assert next(reader) == 0
-    deadline = time.monotonic() + 5
-    while len(made) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert made == [0, 1, 2]  # one waits, and one is held by the thread that found no room
-    assert list(reader) == [1, 2, 3, 4]
-    assert list(ahead([])) == []
+    found = read_ahead(items(), count=count)
+    _wait_until(lambda: len(made) == count + 1)  # before the first `next`
+    assert next(found) == 0
+    _wait_until(lambda: len(made) == count + 2)
+    time.sleep(0.05)
+    assert len(made) == count + 2
 
 
-def test_an_error_comes_where_the_item_would_have_come() -> None:
-    def items():
-        yield 1
-        raise ValueError("broken")
+def test_its_thread_ends_with_it() -> None:
+    before = threading.active_count()
+    endless = iter(int, 1)
+    found = read_ahead(endless)
+    assert next(found) == 0
+    assert threading.active_count() == before + 1
+    found.close()
+    assert threading.active_count() == before
+    assert next(endless) == 0
 
-    reader = ahead(items())
-    assert next(reader) == 1
-    with pytest.raises(ValueError, match="broken"):
-        next(reader)
 
-
-def test_the_thread_ends_with_its_reader() -> None:
-    before = _threads()
-    reader = ahead(iter(range(1000)))
-    assert next(reader) == 0
-    assert _threads() == before + 1
-    reader.close()
-    assert _threads() == before
+def _wait_until(is_done) -> None:
+    end = time.monotonic() + 10
+    while not is_done() and time.monotonic() < end:
+        time.sleep(0.005)
+    assert is_done()

@@ -224,7 +224,7 @@ def test_a_clip_that_fails_is_reported_and_not_tried_again(
     reader = ClipReader(clips.rows, cache_gib=0.01)
     record = reader.read(4)
     assert isinstance(record, Rejected)
-    assert (record.code, record.line, record.id, record.audio) == ("A04", 5, "c4", str(clips.rows[4].audio))
+    assert (record.code, record.line, record.id, record.audio) == ("M11", 5, "c4", str(clips.rows[4].audio))
     clips.rows[4].audio.write_bytes(good)
     monkeypatch.setattr(data.dataset, "load_waveform", lambda *_, **__: pytest.fail("the clip was tried again"))
     assert reader.read(4) is record

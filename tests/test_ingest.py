@@ -220,3 +220,24 @@ def test_hours_of_lines_that_do_not_state_them_count(tmp_path: Path, tokenizer) 
         open_clips([Source(str(path))], builder, on_bad="quarantine", max_bad_share=0.01)
     account = open_clips([Source(str(path))], builder, on_bad="report", max_bad_share=0.01).ingest[0]
     assert account.quarantined_s == pytest.approx(120.0)
+
+
+def test_hours_of_lines_that_became_no_row_count(tmp_path: Path, tokenizer) -> None:
+    """Their text, id or language is at fault; how long their audio is, is found all the same."""
+    soundfile.write(tmp_path / "short.wav", tone(0.2), 16_000)
+    soundfile.write(tmp_path / "long.wav", np.tile(tone(10.0), 2), 16_000)
+    good = [{"audio": "short.wav", "id": f"{i}", "text": "one", "language": "en"} for i in range(600)]
+    builder = LabelBuilder(tokenizer, max_positions=448)
+    path = tmp_path / "train.jsonl"
+    for i, bad in enumerate(({"text": "…"}, {"language": "xx"}, {"id": "0"}, {"duration_s": 20.0, "text": ""})):
+        row = {"audio": "long.wav", "id": "long", "text": "one", "language": "en", **bad}
+        path.write_text("\n".join(json.dumps(row) for row in [*good, row]))
+        with pytest.raises(ValueError, match=r"1 of 601 lines .* of the lines or of the hours"):
+            open_clips([Source(str(path))], builder, on_bad="quarantine", max_bad_share=0.01)
+        account = open_clips([Source(str(path))], builder, on_bad="report", max_bad_share=0.01).ingest[0]
+        assert account.quarantined_s == pytest.approx(20.0), i
+        assert account.accepted_s == pytest.approx(120.0)
+    row = {"audio": "gone.wav", "id": "long", "text": "one", "language": "en"}  # there is nothing to measure
+    path.write_text("\n".join(json.dumps(row) for row in [*good, row]))
+    account = open_clips([Source(str(path))], builder, on_bad="quarantine", max_bad_share=0.01).ingest[0]
+    assert account.quarantined_s == 0.0

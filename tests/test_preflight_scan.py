@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from conftest import tone
 
+from data.labels import LabelBuilder
 from data.preflight.cache import ScanCache
 from data.preflight.clip import ClipFigures, ClipJob, compute_silence_share, hash_samples, measure_clip
 from data.preflight.pool import CHUNK_CLIPS, measure_clips
@@ -195,3 +196,34 @@ def test_a_corpus_that_moved_is_measured_again(corpus, tmp_path):
 def test_hashes_depend_on_samples_alone():
     waveform = tone(0.3)
     assert hash_samples(waveform) == hash_samples(waveform.copy()) != hash_samples(waveform[1:])
+
+
+def test_rows_that_name_one_clip_decode_it_once(write_clip, write_manifest, tmp_path, tokenizer):
+    """Each has its own text, and so its own label faults."""
+    write_clip("clip.wav", 1.0)
+    write_clip("short.wav", 0.05)
+    rows = [
+        {"id": f"{i}", "audio": name, "text": text, "language": "en"}
+        for i, (name, text) in enumerate(
+            [("clip.wav", "one"), ("clip.wav", "a" * 100), ("short.wav", "x"), ("clip.wav", "two"), ("short.wav", "y")]
+        )
+    ]
+    heard = []
+
+    def measure(job):
+        heard.append(job.index)
+        return measure_clip(job)
+
+    split = Split("train", JoinedRows([read_source(Source(str(write_manifest(rows))))]), is_windowed=True)
+    scan = scan_corpus(
+        [split],
+        cache_path=tmp_path / "scan.jsonl",
+        label_builder=LabelBuilder(tokenizer, max_positions=64),
+        num_workers=0,
+        measure=measure,
+    )
+    assert sorted(heard) == [0, 2]
+    assert scan.num_measured == 2
+    assert scan["train"].figures["code"].tolist() == ["", "T04", "A11", "", "A11"]
+    assert scan["train"].figures["duration_s"].tolist() == [1.0, 1.0, 0.0, 1.0, 0.0]
+    assert {record.line for record in scan["train"].faults()} == {2, 3, 5}

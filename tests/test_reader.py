@@ -46,9 +46,9 @@ def test_rows_that_were_found_bad_before_are_left_out_without_a_word(
 def test_a_row_longer_than_its_window_is_given_up_for_good(rows: JoinedRows) -> None:
     reader = ClipReader(rows, cache_gib=0.0)
     assert isinstance(reader.read(2), np.ndarray)
-    record = reader.reject_length(2, 1.25, 1.0)
+    record = reader.reject_length(2, 1.25)
     assert (record.code, record.line, record.id) == ("M08", 3, "c2")
-    assert "1.25 s found, 1.00 s stated" in record.message
+    assert "1.25 s found, 0.70 s stated" in record.message
     assert reader.read(2) is record
 
 

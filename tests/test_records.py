@@ -46,12 +46,31 @@ def test_defaults_fill_what_a_record_does_not_say(write_clip: Callable[..., Path
     assert (second.language, second.task) == ("en", "translate")
 
 
-def test_a_clip_in_an_archive_needs_no_file(builder: RowTableBuilder) -> None:
+def test_a_clip_in_an_archive_needs_no_file(tmp_path: Path) -> None:
+    builder = RowTableBuilder(tmp_path / "archive", is_archive=True)
     builder.add(Record(1, {**GOOD, "audio": "row 1", "stored": 0}))
     builder.add(Record(2, {**GOOD, "audio": "row 2"}))
     table = builder.build()
     assert table.column("id").tolist() == ["row 1"]
     assert [(record.line, record.code) for record in table.rejected] == [(2, "A01")]
+
+
+def test_a_line_of_a_manifest_cannot_claim_a_place_in_an_archive(builder: RowTableBuilder) -> None:
+    """There is none: its row would be found when the clip is read, in the middle of a training."""
+    builder.add(Record(1, {**GOOD, "audio": "row 1", "stored": 0}))
+    builder.add(Record(2, {**GOOD, "id": "b", "stored": 3}))
+    table = builder.build()
+    assert [(record.line, record.code) for record in table.rejected] == [(1, "A01")]
+    assert table[0].audio == builder.path.parent / "clip.wav"
+
+
+def test_a_misspelt_field_is_said(builder: RowTableBuilder) -> None:
+    for line, name in enumerate(("ofset_s", "duration", "Text", "gender", "accent"), start=1):
+        builder.add(Record(line, {**GOOD, "id": f"{line}", name: 1.0}))
+    assert len(builder.build()) == 5
+    remarks = [remark.split(": ", 1)[1].split(";")[0] for remark in builder.remarks()]
+    assert remarks == [f"field {name!r} is passed over" for name in ("Text", "duration", "ofset_s")]
+    assert "did you mean offset_s?" in builder.remarks()[2]
 
 
 def test_what_is_special_about_a_file_is_found(builder: RowTableBuilder, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from data.audio import AudioError
 from data.reasons import Reason, Rejected
-from data.records import table_of_rows
+from data.records import Record, table_of_rows
 from data.rows import JoinedRows, Row, RowTable, Segment, encoded, reject_row
+from data.shards import TarIndex
 
 
 def _row(i: int, **changes: object) -> Row:
@@ -125,3 +129,36 @@ def test_a_cell_that_is_no_file_has_a_record_all_the_same(write_clip: Callable[.
     assert "size" not in record.as_record()
     record = reject_row(_row(0, audio=write_clip()), Reason.AUDIO_CORRUPT, "broken")
     assert record.as_record()["size"] == 32_044
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(FileNotFoundError(2, "no", "x.wav"), "A01"), (OSError(5, "broken"), "A04")]
+)
+def test_an_archive_that_names_what_cannot_be_read_is_a_fault_of_the_clip(error: OSError, code: str) -> None:
+    """A cell of a data set may name a file instead of holding it; a training must not end for that."""
+
+    class Cell:
+        def read(self) -> bytes:
+            raise error
+
+    with pytest.raises(AudioError) as e:
+        encoded(Cell())
+    assert e.value.reason.code == code
+
+
+def test_a_tar_that_changes_under_a_run_is_not_read(tmp_path: Path) -> None:
+    """Something else may lie in the place of the clip."""
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, content in (("a.wav", b"sound"), ("a.txt", b"one")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    index = TarIndex([path])
+    (record,) = index.records()
+    assert isinstance(record, Record)
+    assert encoded(index.open(record.fields["stored"])) == b"sound"
+    path.write_bytes(path.read_bytes() + bytes(512))
+    with pytest.raises(AudioError) as e:
+        encoded(index.open(record.fields["stored"]))
+    assert e.value.reason.code == "M11"

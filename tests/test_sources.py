@@ -73,7 +73,7 @@ def test_lines_of_a_csv_with_line_breaks_in_its_cells_are_those_of_an_editor(tmp
     for end in ("\n", "\r\n"):
         table = _read(_csv(tmp_path / "t.csv", rows, end=end))
         assert [(row.id, row.line, row.text) for row in table] == [("a", 2, "one two"), ("c", 5, "a b"), ("e", 9, "y")]
-        assert [(line, code) for line, code in _faults(table)] == [(4, "A01"), (8, "M01")]
+        assert [(line, code) for line, code in _faults(table)] == [(4, "A01"), (8, "T03")]
 
 
 @pytest.mark.usefixtures("audio")
@@ -97,7 +97,10 @@ def test_bad_lines_of_text_tables_are_listed_and_the_others_read(tmp_path: Path)
     assert [row.line for row in table] == [2, 10]
     assert table[1].segments == (Segment(0.0, 0.5, "two"),)
     assert table.num_lines == 8
-    assert not any(record.byte_offset for record in table.rejected)
+    content = path.read_bytes()
+    for record in table.rejected:
+        assert record.byte_offset is not None
+        assert content[: record.byte_offset].count(b"\n") == record.line - 1
 
 
 @pytest.mark.usefixtures("audio")
@@ -221,12 +224,22 @@ def test_a_kaldi_folder_without_segments(kaldi: Path, audio: list[Path]) -> None
         _read(kaldi, language="en")
 
 
-def test_broken_times_of_a_kaldi_folder_name_the_utterance(kaldi: Path) -> None:
-    (kaldi / "segments").write_text("u1 rec1 0 1\nu2 rec1 x y\n")
-    with pytest.raises(ValueError, match="u2 'rec1 x y' is not a recording, a start and an end in seconds"):
-        _read(kaldi, language="en")
+def test_faults_of_a_kaldi_folder_cost_their_utterance_only(kaldi: Path) -> None:
+    (kaldi / "segments").write_text("u1 rec1 0 1\nu2 rec1 x y\nu3 rec2 nan 1\nu4 rec2 -1 1\n")
+    (kaldi / "text").write_bytes(b"u1 one\nu2 two\nu\xff three\nu3 x\nu4 x\nu1 again\n")
+    table = _read(kaldi, language="en")
+    assert [row.id for row in table] == ["u1"]
+    assert _faults(table) == [(2, "M01"), (3, "T01"), (4, "M01"), (5, "M01"), (6, "M02")]
+    assert "u2 'rec1 x y' is not a recording, a start and an end in seconds" in table.rejected[0].message
+    assert [record.byte_offset for record in table.rejected] == [7, 14, 23, 28, 33]
+
+
+def test_a_broken_table_of_a_kaldi_folder_names_its_line(kaldi: Path) -> None:
     (kaldi / "segments").write_bytes(b"u1 rec1 0 1\n\xff")
-    with pytest.raises(ValueError, match="segments is not UTF-8, byte 12"):
+    with pytest.raises(ValueError, match="segments:2 is not UTF-8, byte 0"):
+        _read(kaldi, language="en")
+    (kaldi / "segments").write_text("u1 rec1 0 1\nu1 rec1 0 1\nu1 rec1 0 2\n")
+    with pytest.raises(ValueError, match="segments:3 says 'u1' again, and otherwise than before"):
         _read(kaldi, language="en")
 
 

@@ -71,7 +71,7 @@ class Loop:
             parts.run_dir / "quarantine.jsonl",
             on_bad=settings.dataset.on_bad,
             max_bad_share=settings.dataset.max_bad_share,
-            num_refused=len(parts.refused),
+            refused=parts.refused,
         )
         self.throughput = Throughput(parts.accelerator.device)
         self.signals = StopSignals()
@@ -139,8 +139,8 @@ class Loop:
     def _update(self, updates: Iterator[UpdateBatches]) -> tuple[UpdateResult, UpdateBatches]:
         with self.throughput.waiting():
             batches = next(updates)
-        num_rows = self.parts.dataset.num_rows
-        self.quarantine.add(batches.rejected, num_rows=num_rows)
+        num_rows, audio_s = self.parts.dataset.num_rows, self.parts.dataset.audio_s
+        self.quarantine.add(batches.rejected, num_rows=num_rows, audio_s=audio_s)
         micro_batches = self.quarantine.without(batches.micro_batches)
         result = self.parts.updater.update(micro_batches, lr=self._lr())
         progress = self.progress
@@ -148,7 +148,7 @@ class Loop:
         progress.applied += not result.skipped
         progress.position = batches.next_position
         if result.bad_clips:
-            self.quarantine.add_non_finite(micro_batches, result.bad_clips, num_rows=num_rows)
+            self.quarantine.add_non_finite(micro_batches, result.bad_clips, num_rows=num_rows, audio_s=audio_s)
         module = self.parts.updater.find_non_finite(micro_batches[0]) if result.skipped else None
         self.guard.record(skipped=result.skipped, loss_scale=result.loss_scale, module=module)
         self.throughput.record(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,27 +18,29 @@ logger = logging.getLogger(__name__)
 class Quarantine:
     """Rows that are out, by the keys of their references."""
 
-    def __init__(self, path: Path, *, on_bad: str, max_bad_share: float, num_refused: int) -> None:
+    def __init__(self, path: Path, *, on_bad: str, max_bad_share: float, refused: Sequence[Rejected]) -> None:
         """Begin with none.
 
         Args:
             path: `quarantine.jsonl` of the run.
             on_bad: `strict`, `quarantine` or `report`; see `data.ingest.admit`.
-            max_bad_share: share of all lines above which `quarantine` stops.
-            num_refused: lines that were left out when the sources were opened.
+            max_bad_share: share of all lines, or of all hours, above which `quarantine` stops.
+            refused: what was left out when the sources were opened.
         """
         self.path = path
         self.on_bad = on_bad
         self.max_bad_share = max_bad_share
-        self.num_refused = num_refused
+        self.num_refused = len(refused)
+        self.refused_s = _sum_s(refused)
         self.known: dict[int, Rejected] = {}
 
-    def add(self, bad: Sequence[BadRow], *, num_rows: int) -> None:
+    def add(self, bad: Sequence[BadRow], *, num_rows: int, audio_s: float) -> None:
         """List rows that are new here.
 
         Args:
             bad: what was found.
             num_rows: rows of the data set, or of a stream so far.
+            audio_s: seconds of these rows.
 
         Raises:
             ValueError: if there are too many.
@@ -50,14 +52,18 @@ class Quarantine:
         append_quarantine(self.path, list(fresh.values()))
         logger.warning("quarantined: %s", summarise(fresh.values()))
         num_bad, num_lines = len(self.known) + self.num_refused, num_rows + self.num_refused
-        is_too_much = self.on_bad == "quarantine" and num_bad / num_lines > self.max_bad_share
-        if self.on_bad == "strict" or is_too_much:
+        bad_s, all_s = _sum_s(self.known.values()) + self.refused_s, audio_s + self.refused_s
+        bad_share = max(num_bad / num_lines, bad_s / all_s if all_s > 0 else 0.0)
+        if self.on_bad == "strict" or (self.on_bad == "quarantine" and bad_share > self.max_bad_share):
             raise ValueError(
-                f"{num_bad} of {num_lines} clips cannot be used, more than dataset.max_bad_share="
-                f"{self.max_bad_share:g} or dataset.on_bad=strict allow; they are listed in {self.path}"
+                f"{num_bad} of {num_lines} clips, {bad_s:.0f} of {all_s:.0f} s, cannot be used, more than "
+                f"dataset.max_bad_share={self.max_bad_share:g} or dataset.on_bad=strict allow; they are listed in "
+                f"{self.path}"
             )
 
-    def add_non_finite(self, micro_batches: Sequence[SpeechBatch], clips: Sequence[int], *, num_rows: int) -> None:
+    def add_non_finite(
+        self, micro_batches: Sequence[SpeechBatch], clips: Sequence[int], *, num_rows: int, audio_s: float
+    ) -> None:
         """List the rows of clips whose loss was not finite."""
         bad = [
             BadRow(
@@ -69,7 +75,7 @@ class Quarantine:
             if clip in clips
             for row in members
         ]
-        self.add(bad, num_rows=num_rows)
+        self.add(bad, num_rows=num_rows, audio_s=audio_s)
 
     def without(self, micro_batches: Sequence[SpeechBatch]) -> list[SpeechBatch]:
         """Return the batches without the clips whose loss was not finite; those that cannot be read never come."""
@@ -90,6 +96,10 @@ class Quarantine:
     def load_state(self, state: Sequence[Sequence[Any]]) -> None:
         """Read it back."""
         self.known = {int(key): Rejected(**record) for key, record in state}
+
+
+def _sum_s(records: Iterable[Rejected]) -> float:
+    return sum(record.duration_s or 0.0 for record in records)
 
 
 def append_quarantine(path: Path, rejected: Sequence[Rejected]) -> None:

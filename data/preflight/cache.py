@@ -15,12 +15,13 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from data.audio import AudioError
 from data.preflight.clip import ClipFigures
 from data.rows import Row
 
 logger = logging.getLogger(__name__)
 
-SCAN_VERSION = 1
+SCAN_VERSION = 2
 """Raise it with any change to what `measure_clip` returns: older records are then measured again."""
 
 FIGURES = np.dtype(
@@ -35,10 +36,11 @@ FIGURES = np.dtype(
         ("sampling_rate", "i4"),
         ("channels", "i2"),
         ("is_anti_phase", "?"),
+        ("is_misnamed", "?"),
         ("code", "U3"),
     ]
 )
-"""`ClipFigures` without `detail`, one clip an element: 62 bytes instead of a Python object."""
+"""`ClipFigures` without `detail`, one clip an element: 63 bytes instead of a Python object."""
 
 RECORD = np.dtype([("key", "u8"), ("figures", FIGURES)])
 
@@ -55,7 +57,7 @@ def clip_key(row: Row, max_duration_s: float | None) -> int:
             content: tuple[object, ...] = (str(row.audio), status.st_size, status.st_mtime_ns)
         else:
             content = (blake2b(row.audio.read()).hexdigest(),)
-    except OSError:
+    except (AudioError, OSError):
         return 0
     name = repr((SCAN_VERSION, *content, row.offset_s, row.duration_s, max_duration_s))
     return int.from_bytes(blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from data.audio import SAMPLING_RATE, AudioError, Waveform, load_waveform
+from data.audio import SAMPLING_RATE, AudioError, Waveform, find_format, load_waveform
+from data.containers import is_misnamed
 
 FULL_SCALE_DB = 20.0  # decibels for a factor of ten in amplitude; 0 dBFS is a mean square of 1
 FLOOR_DBFS = -120.0  # what digital silence is given instead of minus infinity
@@ -59,6 +60,8 @@ class ClipFigures:
     channels: int = 0
     is_anti_phase: bool = False
     """Left and right of a stereo file cancel when mixed to mono."""
+    is_misnamed: bool = False
+    """The name promises another format than the file has."""
     code: str = ""
     """Reason code of a clip that cannot be used."""
     detail: str = ""
@@ -88,6 +91,7 @@ def measure_clip(job: ClipJob) -> ClipFigures:
         sampling_rate=rate,
         channels=channels,
         is_anti_phase=is_anti_phase,
+        is_misnamed=is_misnamed(job.name, find_format(job.audio)),
     )
 
 

@@ -198,6 +198,16 @@ CHECKS: tuple[Check, ...] = (
         lambda scan, index: f"{scan.figures['sampling_rate'][index]} Hz",
     ),
     Check(
+        "misnamed",
+        "A17",
+        "warning",
+        "Files whose name promises another format",
+        "They are read by their content, here and in training. Other programs go by the name, and fail.",
+        "Rename them, or convert them: ffmpeg -i IN OUT.flac",
+        lambda scan: scan.usable & scan.figures["is_misnamed"],
+        lambda scan, index: str(scan.split.rows[index].audio),
+    ),
+    Check(
         "invisible",
         "T02",
         "note",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data.audio import AudioError
 from data.labels import LabelBuilder, LabelError
 from data.preflight.cache import FIGURES, ScanCache, clip_key, figures_record
 from data.preflight.clip import ClipFigures, ClipJob, measure_clip
@@ -184,14 +185,16 @@ def scan_corpus(
             num_done += int(known.sum())
             unknown = np.flatnonzero(~known)
             workers = _num_workers(len(unknown)) if num_workers is None else num_workers
-            jobs = _jobs(scan.split, unknown) if len(unknown) else ()
+            firsts, twins = _find_twins(scan.columns["key"], unknown)
+            jobs = _jobs(scan.split, firsts) if len(firsts) else ()
             for chunk in measure_clips(jobs, num_workers=workers, measure=measure):
                 for job, found in chunk:
-                    _keep(scan, job.index, found)
+                    for index in (job.index, *twins.get(job.index, ())):
+                        _keep(scan, index, found)
+                        num_done += 1
                     if key := int(scan.columns["key"][job.index]):
                         cache.append(key, found)
                 cache.flush()
-                num_done += len(chunk)
                 num_measured += len(chunk)
                 on_progress("decoding clips", num_done, total)
             if scan.split.is_windowed:
@@ -230,13 +233,19 @@ def _read_row(
         len(row.text),
         num_label_tokens,
         int(find_text_faults(row.text, row.language)),
-        isinstance(row.audio, Path) and not str(row.audio).startswith(str(row.manifest.parent)),
+        isinstance(row.audio, Path) and _is_outside(str(row.audio), str(row.manifest.parent)),
         row.no_speech,
         bool(row.segments),
         False,
         figures_record(figures),
     )
     return columns, detail
+
+
+def _is_outside(audio: str, folder: str) -> bool:
+    if "/../" in audio:
+        audio = os.path.normpath(audio)
+    return not audio.startswith(f"{folder.rstrip('/')}/")
 
 
 def _jobs(split: Split, indices: npt.NDArray[np.int64]) -> Iterator[ClipJob]:
@@ -248,9 +257,22 @@ def _jobs(split: Split, indices: npt.NDArray[np.int64]) -> Iterator[ClipJob]:
         name = str(row.audio)
         try:
             audio = encoded(row.audio)
-        except OSError:
+        except AudioError:
             audio = Path(name)  # which then is found missing, under its own name
         yield ClipJob(index, audio, name, row.offset_s, row.duration_s, split.max_duration_s(row))
+
+
+def _find_twins(
+    keys: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], dict[int, list[int]]]:
+    """Return the first row of each clip, and by it the others that name the same one, which needs no second look."""
+    _, firsts, group = np.unique(keys[rows], return_index=True, return_inverse=True)
+    is_first = keys[rows] == 0  # nothing is known of them
+    is_first[firsts] = True
+    twins: dict[int, list[int]] = {}
+    for place in np.flatnonzero(~is_first):
+        twins.setdefault(int(rows[firsts[group[place]]]), []).append(int(rows[place]))
+    return rows[is_first], twins
 
 
 def _recall(scan: SplitScan, cache: ScanCache) -> npt.NDArray[np.bool_]:

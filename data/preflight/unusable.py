@@ -10,10 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from data.lengths import find_lost_s
 from data.preflight.findings import NUM_EXAMPLES, Example, Finding, where
 from data.preflight.scan import CorpusScan, SplitScan, reason_of
 from data.reasons import Reason, Rejected
+from data.rows import LostClip, RowTable
 
 _AGAIN = "Fetch the file again, or convert it: ffmpeg -i IN -ar 16000 -ac 1 OUT.flac"
 FIXES: dict[Reason, str] = {
@@ -74,8 +77,7 @@ def _refusal(split: SplitScan, faults: Sequence[Rejected], on_bad: str, max_bad_
         usable = split.usable[tables == place]
         num_lines = len(table) + len(table.rejected)
         by_lines = 1 - float(usable.sum()) / num_lines
-        stated_s = np.nan_to_num(table.durations_s)
-        by_time = float(stated_s[~usable].sum()) / max(1e-9, float(stated_s.sum()))
+        by_time = 0.0 if by_lines > max_bad_share else _share_of_hours(split, tables == place, table)
         for share, kind in ((by_lines, "lines"), (by_time, "hours")):
             if share > max_bad_share:
                 return (
@@ -83,6 +85,17 @@ def _refusal(split: SplitScan, faults: Sequence[Rejected], on_bad: str, max_bad_
                     f"more than dataset.max_bad_share={max_bad_share:g}"
                 )
     return ""
+
+
+def _share_of_hours(split: SplitScan, is_here: npt.NDArray[np.bool_], table: RowTable) -> float:
+    """Return the share of a source's seconds that is lost: as stated, as measured, or as a look at the file finds."""
+    usable, stated_s = split.usable[is_here], table.durations_s
+    known_s = np.where(np.isnan(stated_s), split.figures["duration_s"][is_here], stated_s)
+    unknown = [table[int(i)] for i in np.flatnonzero(~usable & (known_s == 0.0))]
+    lost_s = float(known_s[~usable].sum()) + find_lost_s(
+        [*table.lost, *(LostClip(row.line, row.audio, row.offset_s, None) for row in unknown)]
+    )
+    return lost_s / max(1e-9, lost_s + float(known_s[usable].sum()))
 
 
 def _refused(split: SplitScan, faults: Sequence[Rejected], why: str) -> Finding:
