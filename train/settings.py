@@ -103,9 +103,17 @@ class TrainerSettings:
             if getattr(self, name) < 0:
                 raise ValueError(f"trainer.{name}={getattr(self, name)} must be 0 (never) or more")
         if self.micro_batch_size == "auto" and self.global_batch_size is None:
-            raise ValueError("trainer.micro_batch_size=auto keeps the clips of an update: give trainer.global_batch_size=")
+            raise ValueError(
+                "trainer.micro_batch_size=auto keeps the clips of an update: give trainer.global_batch_size="
+            )
         if self.ema_device not in ("auto", "cpu"):
             raise ValueError(f"trainer.ema_device={self.ema_device} must be auto or cpu")
+
+    @property
+    def clips(self) -> int:
+        """Clips of one forward, once `auto` has become a number."""
+        assert isinstance(self.micro_batch_size, int), "a run makes a plan of its memory before it opens its data"
+        return self.micro_batch_size
 
 
 @dataclass(frozen=True)
