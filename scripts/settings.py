@@ -44,6 +44,7 @@ def quiet_libraries() -> None:
     """Leave the terminal to our own tables and bars."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that are not used here
 
 
 def register_resolvers() -> None:

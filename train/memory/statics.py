@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,10 +40,16 @@ class Parameter:
 
 def meta_parameters(config: WhisperConfig, finetune: FinetuneSettings) -> list[Parameter]:
     """Build a model without its weights, choose what learns, and list its parameters."""
+    is_int8 = finetune.base_dtype == "int8"  # counted, since only weights that are there can be made 8-bit
     with torch.device("meta"):
         whisper = WindowedWhisper(config)
-        choose_trainable(whisper, finetune)
-    return list_parameters(whisper)
+        choose_trainable(whisper, dataclasses.replace(finetune, base_dtype="fp16") if is_int8 else finetune)
+    found = list_parameters(whisper)
+    if not is_int8:
+        return found
+    linear = {f"{name}.weight" for name, m in whisper.named_modules() if type(m) is nn.Linear and ".layers." in name}
+    linear = {name for name in linear if "lora_" not in name}
+    return [dataclasses.replace(p, stored_bytes=p.numel + 4 * p.shape[0]) if p.name in linear else p for p in found]
 
 
 def list_parameters(whisper: nn.Module) -> list[Parameter]:
