@@ -14,7 +14,7 @@ from train.memory.shortage import Shortage
 from train.memory.workload import Workload
 from train.step import Updater
 
-MESSAGE = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.65 GiB"
+MESSAGE = "CUDA out of memory. Tried to allocate 2.50 KiB. GPU 0 has a total capacity of 23.65 GiB"
 CPU = torch.device("cpu")
 
 
@@ -65,7 +65,7 @@ def test_auto_goes_on_with_smaller_forwards_and_the_same_update():
 def test_without_auto_the_error_says_what_fits_and_no_weight_moves():
     whisper = tiny_whisper()
     before = [p.detach().clone() for p in whisper.parameters()]
-    with pytest.raises(RuntimeError, match=r"2\.50 GiB were asked for.* with 8 clips of 1 s .*nearest that fits") as e:
+    with pytest.raises(RuntimeError, match=r"2\.50 KiB were asked for.* with 8 clips of 1 s .*nearest that fits") as e:
         _updater(whisper, _Small(whisper), may_split=False).update([fake_batch(8)], lr=0.1)
     assert "trainer.micro_batch_size=" in str(e.value)
     assert all(torch.equal(p, q) for p, q in zip(before, whisper.parameters(), strict=True))

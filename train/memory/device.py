@@ -68,10 +68,11 @@ def explain_shortage(message: str, work: Workload, device: torch.device) -> str:
     """
     asked = ASKED.search(message)
     asked_gib = float(asked[1]) * UNIT_GIB[asked[2]] if asked else 0.0
-    planned_gib = plan_memory(work, statics_of(work.config, work.finetune)).total_gib
-    asked_text = f"{asked_gib:.2f} GiB were asked for" if asked else "memory was asked for"
+    plan = plan_memory(work, statics_of(work.config, work.finetune))
+    planned_gib = plan.total_gib
+    asked_text = f"{asked[1]} {asked[2]}iB were asked for" if asked else "memory was asked for"
     free_text = ""
-    limit_gib = planned_gib - max(asked_gib, 0.05 * planned_gib)
+    limit_gib = planned_gib - max(asked_gib, 0.05 * plan.update_gib)  # the plan was wrong by so much at least
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         free_text = f", {free / GIB:.2f} of {total / GIB:.2f} were free"
