@@ -192,7 +192,41 @@ def test_counts():
     assert total == learning + sum(p.numel() for p in tiny_whisper().parameters())
 
 
-@pytest.mark.parametrize("wrong", [{"name": "prefix"}, {"base_dtype": "int8"}])
+@pytest.mark.parametrize("wrong", [{"name": "prefix"}, {"base_dtype": "int4"}])
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="finetune"):
         FinetuneSettings(**wrong)
+
+
+@pytest.mark.parametrize("options", [{}, {"every_layers": 2}, {"offload": True}])
+@pytest.mark.parametrize("base_dtype", ["fp32", "fp16", "int8"])
+def test_every_adapter_moves_under_recomputing(base_dtype, options):
+    if base_dtype == "int8":
+        pytest.importorskip("bitsandbytes")
+    whisper = _adapted(base_dtype=base_dtype)
+    enable_checkpointing(whisper, **options)
+    # LoRA begins with B = 0, where A has no gradient: it moves from the second update on.
+    moved = set()
+    for _ in range(2):
+        with torch.autocast("cpu", torch.float16, enabled=base_dtype != "fp32"):
+            moved |= _moved(whisper)
+    assert moved == {name for name, p in whisper.named_parameters() if p.requires_grad}
+
+
+def test_every_second_layer_is_recomputed_and_the_gradient_stays():
+    whisper, plain = tiny_whisper(), tiny_whisper()
+    enable_checkpointing(whisper, every_layers=2, offload=True)
+    assert [layer.gradient_checkpointing for layer in whisper.model.encoder.layers] == [True, False]
+    for model in (whisper, plain):
+        _backward(model)
+    for p, q in zip(whisper.parameters(), plain.parameters(), strict=True):
+        assert (p.grad is None and q.grad is None) or torch.equal(p.grad, q.grad)
+
+
+def test_an_int8_base_is_merged_within_its_rounding():
+    pytest.importorskip("bitsandbytes")
+    before = tiny_whisper().state_dict()
+    merged = merged_state(_adapted(base_dtype="int8"))
+    assert merged.keys() == before.keys()
+    for name, tensor in before.items():
+        assert float((merged[name] - tensor).abs().max()) <= float(tensor.abs().max()) / 240, name

@@ -7,7 +7,7 @@ import torch
 from conftest import fake_batch, tiny_whisper
 
 from data.labels import IGNORE_INDEX
-from train.loss import TrainingObjective, summed_nll
+from train.loss import TrainingObjective, chunked_nll, summed_nll
 
 
 def _reference(logits, labels, smoothing):
@@ -97,3 +97,63 @@ def test_objective_smooths_as_it_was_told():
 def test_smoothing_outside_its_range_is_refused(wrong):
     with pytest.raises(ValueError, match=r"trainer\.label_smoothing=.* must lie in 0 to 1"):
         TrainingObjective(tiny_whisper(), label_smoothing=wrong)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 64, 1000])
+def test_chunks_equal_the_plain_loss_and_its_gradients(chunk_tokens, smoothing):
+    torch.manual_seed(0)
+    rows, weight, labels = torch.randn(97, 16), torch.randn(500, 16), torch.randint(0, 500, (97,))
+    results = []
+    for chunked in (False, True):
+        r, w = rows.clone().requires_grad_(), weight.clone().requires_grad_()
+        if chunked:
+            loss = chunked_nll(r, w, labels, chunk_tokens=chunk_tokens, label_smoothing=smoothing)
+        else:
+            loss = summed_nll((r @ w.T)[None], labels[None], label_smoothing=smoothing)
+        (3.0 * loss).backward()
+        results.append((loss.detach(), r.grad, w.grad))
+    for plain, found in zip(*results, strict=True):
+        assert float((found - plain).norm() / plain.norm()) <= 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 1e-3), (torch.bfloat16, 1e-2)])
+def test_chunks_under_autocast_are_as_near_to_fp32_as_the_plain_loss(dtype, limit):
+    torch.manual_seed(0)
+    rows, weight, labels = torch.randn(64, 32), 0.3 * torch.randn(300, 32), torch.randint(0, 300, (64,))
+    exact = rows.double().requires_grad_()
+    reference = summed_nll_double(exact, weight.double(), labels)
+    reference.backward()
+    r, w = rows.clone().requires_grad_(), weight.clone().requires_grad_()
+    with torch.autocast("cpu", dtype):
+        loss = chunked_nll(r, w, labels, chunk_tokens=10)
+    loss.backward()
+    assert loss.dtype is r.grad.dtype is w.grad.dtype is torch.float32
+    assert float(loss) == pytest.approx(float(reference), rel=limit)
+    assert float((r.grad.double() - exact.grad).norm() / exact.grad.norm()) <= limit
+
+
+def summed_nll_double(rows, weight, labels):
+    return torch.nn.functional.cross_entropy(rows @ weight.T, labels, reduction="sum")
+
+
+@pytest.mark.parametrize("chunk_tokens", [0, 4])
+def test_the_number_of_tokens_given_or_counted_changes_nothing(chunk_tokens):
+    whisper = tiny_whisper().train()
+    batch = fake_batch(3)
+    objective = TrainingObjective(whisper, chunk_tokens=chunk_tokens)
+    arguments = (batch.input_features, batch.decoder_input_ids, batch.labels)
+    counted = objective(*arguments)
+    assert torch.equal(counted, objective(*arguments, num_label_tokens=batch.num_label_tokens))
+    assert float(counted) == pytest.approx(float(TrainingObjective(whisper)(*arguments)), rel=1e-6)
+    with torch.no_grad():
+        assert float(objective(*arguments)) == pytest.approx(float(counted), rel=1e-6)
+
+
+def test_an_update_without_label_tokens_is_zero_with_a_graph():
+    batch = fake_batch(2).blank()
+    loss = TrainingObjective(tiny_whisper(), chunk_tokens=4)(
+        batch.input_features, batch.decoder_input_ids, batch.labels, num_label_tokens=0
+    )
+    loss.backward()
+    assert float(loss) == 0.0

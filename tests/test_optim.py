@@ -116,3 +116,37 @@ def test_nothing_to_train_is_said_so():
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         OptimizerSettings(**wrong)
+
+
+def test_8_bit_moments_stay_in_32_bit_for_embeddings_and_resume_bit_for_bit(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from train.optim import embedding_parameters
+
+    def build():
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"table": nn.Embedding(100, 64), "linear": nn.Linear(64, 128)})
+        settings = OptimizerSettings("adamw_8bit", lr=0.01)
+        return model, build_optimizer(settings, model.named_parameters(), embeddings=embedding_parameters(model))
+
+    def step(model, optimizer, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+
+    model, optimizer = build()
+    for seed in range(4):
+        step(model, optimizer, seed)
+    dtypes = {name: optimizer.state[p]["state1"].dtype for name, p in model.named_parameters()}
+    assert dtypes["table.weight"] is torch.float32 and dtypes["linear.weight"] is torch.uint8
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    path = save_checkpoint(tmp_path, 4, Checkpoint(weights, optimizer.state_dict(), {}, {}))
+    resumed, fresh = build()
+    loaded = load_checkpoint(path)
+    resumed.load_state_dict(loaded.model)
+    fresh.load_state_dict(loaded.optimizer)
+    for seed in range(4, 8):
+        step(model, optimizer, seed)
+        step(resumed, fresh, seed)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), resumed.parameters(), strict=True))

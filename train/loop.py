@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 from torch.optim import Optimizer
 
 from data.dataset import Clips
@@ -24,6 +25,7 @@ from train.ema import WeightAverage
 from train.guard import SkipGuard
 from train.half import HalfCopy
 from train.loss import TrainingObjective
+from train.memory.device import PlanCheck
 from train.progress import ProgressBar
 from train.quarantine import Quarantine, append_quarantine
 from train.schedule import rate_share
@@ -57,6 +59,8 @@ class Parts:
     run_dir: Path
     source: Mapping[str, str | None]
     """Where the weights came from."""
+    memory: PlanCheck | None = None
+    """Holds the plan of its memory against what is measured."""
 
 
 class Loop:
@@ -151,6 +155,10 @@ class Loop:
             self.quarantine.add_non_finite(micro_batches, result.bad_clips, num_rows=num_rows, audio_s=audio_s)
         module = self.parts.updater.find_non_finite(micro_batches[0]) if result.skipped else None
         self.guard.record(skipped=result.skipped, loss_scale=result.loss_scale, module=module)
+        memory = self.parts.memory
+        if memory is not None and (figures := memory.record(micro_batches)):
+            for tracker in self.parts.trackers:
+                tracker.log(figures, step=progress.attempted)
         self.throughput.record(
             audio_s=sum(batch.audio_s for batch in batches.micro_batches) * self.parts.accelerator.num_processes,
             num_label_tokens=result.num_label_tokens,
@@ -170,7 +178,7 @@ class Loop:
         for tracker in self.parts.trackers:
             tracker.log(figures, step=self.progress.attempted)
 
-    def weights_to_ship(self) -> dict[str, Any]:
+    def weights_to_ship(self) -> Mapping[str, Tensor]:
         """Return the FP32 weights that would be exported now: merged, and averaged where an average is kept."""
         average = self.parts.average
         return merged_state(self.parts.whisper, replaced=None if average is None else average.average)
@@ -191,6 +199,7 @@ class Loop:
                     self.settings.decoding,
                     batch_size=self.settings.trainer.eval_batch_size,
                 )
+                self.parts.half.park()
             restore_random_states(states)
             self.parts.objective.train()
             self._judge(found)

@@ -20,6 +20,7 @@ from data.batches import SpeechBatch
 from data.features import LogMel
 from train.ema import WeightAverage
 from train.guard import NonFiniteError, first_non_finite
+from train.memory.shortage import Shortage
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Updater:
         max_grad_norm: float,
         average: WeightAverage | None = None,
         log_mel: LogMel | None = None,
+        shortage: Shortage | None = None,
     ) -> None:
         """Remember the parts.
 
@@ -61,6 +63,7 @@ class Updater:
             max_grad_norm: gradients are scaled down to this norm; 0 switches it off.
             average: moving average of the weights, updated when an update is applied.
             log_mel: makes features of batches that come as waveforms.
+            shortage: what to do where a forward or backward runs out of memory; None lets the error through.
         """
         self.objective = objective
         self.optimizer = optimizer
@@ -68,6 +71,7 @@ class Updater:
         self.max_grad_norm = max_grad_norm
         self.average = average
         self.log_mel = log_mel
+        self.shortage = shortage
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     @property
@@ -90,11 +94,24 @@ class Updater:
             group["lr"] = lr
         batches = [batch.to(self.accelerator.device).with_features(self.log_mel) for batch in micro_batches]
         bad_clips: tuple[int, ...] = ()
-        loss, num_tokens = self._accumulate(batches)
+        batches, loss, num_tokens = self._accumulate_within_memory(batches)
         if not math.isfinite(loss):
             batches, bad_clips = self._drop_non_finite(batches)
             loss, num_tokens = self._accumulate(batches)
         return self._step(loss, num_tokens, bad_clips)
+
+    def _accumulate_within_memory(self, batches: list[SpeechBatch]) -> tuple[list[SpeechBatch], float, int]:
+        """Accumulate; where memory runs out, again with smaller micro-batches if that is allowed."""
+        if self.shortage is None:
+            return batches, *self._accumulate(batches)
+        batches = self.shortage.cut(batches)
+        while True:
+            try:
+                return batches, *self._accumulate(batches)
+            except torch.OutOfMemoryError as e:
+                message = str(e)
+            self.optimizer.zero_grad(set_to_none=True)
+            batches = self.shortage.resolve(batches, message)
 
     def _accumulate(self, batches: Sequence[SpeechBatch]) -> tuple[float, int]:
         """Add up the gradients of all micro-batches; return the mean loss and the token count, over all ranks."""
@@ -106,7 +123,7 @@ class Updater:
             # Gradients are exchanged on the last micro-batch only; DDP averages over ranks, so the mean is undone here.
             exchange = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.objective)
             with exchange:
-                nll: Tensor = self.objective(batch.input_features, batch.decoder_input_ids, batch.labels)
+                nll = self._nll(batch)
                 scaled = nll * (self.accelerator.num_processes / num_tokens)
                 (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
             total += nll.detach()
@@ -171,8 +188,14 @@ class Updater:
             raise NonFiniteError(f"no clip of this update has a finite loss; first non-finite output in {module}")
         return kept_batches, tuple(bad_clips)
 
+    def _nll(self, batch: SpeechBatch) -> Tensor:
+        nll: Tensor = self.objective(
+            batch.input_features, batch.decoder_input_ids, batch.labels, num_label_tokens=batch.num_label_tokens
+        )
+        return nll
+
     def _loss_of(self, batch: SpeechBatch) -> float:
-        return float(self.objective(batch.input_features, batch.decoder_input_ids, batch.labels))
+        return float(self._nll(batch))
 
     def find_non_finite(self, batch: SpeechBatch) -> str:
         """Return the name of the first module whose output is not finite, or what was looked at in vain."""
