@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoder
+
+from infer.attention import StridedAttention
 
 
 def encode(encoder: WhisperEncoder, input_features: Tensor) -> Tensor:
@@ -62,8 +64,11 @@ class WindowedEncoder(WhisperEncoder):
 
 
 class WindowedWhisper(WhisperForConditionalGeneration):
-    """`WhisperForConditionalGeneration` whose encoder takes short windows; weights and names are the same."""
+    """`WhisperForConditionalGeneration` that takes short windows and copies less; weights and names are the same."""
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
         self.model.encoder.__class__ = WindowedEncoder
+        for module in self.modules():
+            if type(module) is WhisperAttention:
+                module.__class__ = StridedAttention
