@@ -101,17 +101,6 @@ def flat_gradient(whisper: WindowedWhisper) -> Tensor:
     return torch.cat([p.grad.double().flatten() for _, p in sorted(whisper.named_parameters()) if p.grad is not None])
 
 
-class _Capture(Updater):
-    """The real updater, with the unscaled gradient kept before the weights move."""
-
-    gradient: Tensor
-
-    def _step(self, loss: float, num_tokens: int, bad_clips: tuple[int, ...]) -> Any:
-        scale = 1.0 if self.scaler is None else self.scaler.get_scale()
-        self.gradient = flat_gradient(self.objective.whisper) / scale
-        return super()._step(loss, num_tokens, bad_clips)
-
-
 def our_gradient(precision_name: str, micro_batch_size: int) -> tuple[Tensor, float]:
     """Return gradient and loss of one update by our code."""
     AcceleratorState._reset_state(True)
@@ -121,9 +110,11 @@ def our_gradient(precision_name: str, micro_batch_size: int) -> tuple[Tensor, fl
     whisper = build_whisper()
     objective = accelerator.prepare(TrainingObjective(whisper))
     optimizer = build_optimizer(OptimizerSettings(), whisper.named_parameters())
-    updater = _Capture(objective, optimizer, accelerator, max_grad_norm=0.0)
+    seen: list[Tensor] = []  # unscaled, before the weights move
+    optimizer.register_step_pre_hook(lambda *_: seen.append(flat_gradient(whisper)))
+    updater = Updater(objective, optimizer, accelerator, max_grad_norm=0.0)
     result = updater.update(split_batches(micro_batch_size), lr=0.0)
-    return updater.gradient, result.loss
+    return seen[0], result.loss
 
 
 def hugging_face_norm(micro_batch_size: int, accumulation: int) -> tuple[float, float]:

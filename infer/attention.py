@@ -58,7 +58,8 @@ class StridedAttention(WhisperAttention):
             scale=self.scaling if is_exact else 1.0,
             is_causal=self.is_causal and attention_mask is None and hidden_states.shape[1] > 1,
         )
-        return self.out_proj(attended.transpose(1, 2).flatten(2)), None
+        projected: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return projected, None
 
     def _split(self, states: Tensor) -> Tensor:
         """Return (B, H, S, D / H), strided."""
@@ -81,7 +82,7 @@ class _Lowered(torch.autograd.Function):
 def lowered(states: Tensor) -> Tensor:
     """Return the states in the dtype of the autocast around, if there is one; all calls share one copy.
 
-    The copy hangs on the tensor itself, so it lives exactly as long, also where a checkpoint asks again in the backward.
+    The copy hangs on the tensor itself, so it lives exactly as long, also where a checkpoint asks in the backward.
     Nothing may change the states in place after that.
     """
     device = states.device.type

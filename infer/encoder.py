@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoder
 
 from infer.attention import StridedAttention
+from infer.decoder import WholeDecoder
 
 
 def encode(encoder: WhisperEncoder, input_features: Tensor) -> Tensor:
@@ -69,6 +70,7 @@ class WindowedWhisper(WhisperForConditionalGeneration):
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
         self.model.encoder.__class__ = WindowedEncoder
+        self.model.decoder.__class__ = WholeDecoder
         for module in self.modules():
             if type(module) is WhisperAttention:
                 module.__class__ = StridedAttention
