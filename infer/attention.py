@@ -42,9 +42,10 @@ class StridedAttention(WhisperAttention):
         asked = key_value_states if key_value_states is not None else hidden_states
         is_plain = past_key_values is None and not output_attentions and self.config._attn_implementation == "sdpa"
         if not is_plain or asked.shape[0] != hidden_states.shape[0]:
-            return super().forward(  # type: ignore[no-any-return]
+            stock: tuple[Tensor, Tensor | None] = super().forward(
                 hidden_states, key_value_states, past_key_values, attention_mask, output_attentions, **options
             )
+            return stock
         # A power of two, as 1 / 8 is for the 64-wide heads of every Whisper, scales without rounding: before or after
         # the product is the same. Any other is multiplied in where Whisper does it, on the query.
         is_exact = math.frexp(self.scaling)[0] == 0.5
@@ -63,7 +64,8 @@ class StridedAttention(WhisperAttention):
 
     def _split(self, states: Tensor) -> Tensor:
         """Return (B, H, S, D / H), strided."""
-        return states.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+        split: Tensor = states.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return split
 
 
 class _Lowered(torch.autograd.Function):

@@ -19,6 +19,7 @@ from data.labels import IGNORE_INDEX, Labels
 from data.loaders import UpdateBatches
 from data.plan import Position
 from train.ema import WeightAverage
+from train.feed import Feed
 from train.guard import NonFiniteError
 from train.loop import Loop
 from train.loss import TrainingObjective
@@ -129,6 +130,8 @@ def _loop(updater, accelerator):
     parts = SimpleNamespace(
         updater=updater,
         accelerator=accelerator,
+        whisper=tiny_whisper(),
+        matmul_flops_per_s=None,
         dataset=SimpleNamespace(num_rows=3),
         refused=(),
         run_dir=Path("no-folder-is-made"),
@@ -160,7 +163,8 @@ def test_planted_overflows_follow_the_oracle_exactly(kind):
         objective.plant = PLAN[i]
         batch = fake_batch(3, num_frames=2, seed=i)
         before = objective.w.detach().clone(), average.average["w"].clone(), loop._lr()
-        result, _ = loop._update(iter([UpdateBatches((batch,), Position(0, i), Position(0, i + 1))]))
+        updates = iter([UpdateBatches((batch,), Position(0, i), Position(0, i + 1))])
+        result, _ = loop._update(Feed(updates, torch.device("cpu")))
 
         assert (result.loss_scale, result.skipped, loop.progress.applied) == (scale, skipped, applied)
         assert (loop.progress.attempted, loop.progress.position) == (i + 1, Position(0, i + 1))

@@ -38,6 +38,7 @@ from train.quarantine import append_quarantine
 from train.runtime import build_accelerator, configure_logging, open_run_dir, seed_everything
 from train.settings import TrainSettings
 from train.step import Updater
+from train.throughput import measure_matmul_rate
 from train.tracking import MetricsFile, Tracker, WandbTracker
 
 logger = logging.getLogger(__name__)
@@ -221,8 +222,18 @@ def _build_loop(
         trackers=_open_trackers(settings, run_dir, checkpoint, validation_clips) if accelerator.is_main_process else (),
         run_dir=run_dir,
         source=loaded.source,
+        matmul_flops_per_s=_matmul_rate(accelerator.device, precision),
     )
     return Loop(parts, settings)
+
+
+def _matmul_rate(device: torch.device, precision: Precision) -> float | None:
+    """Measure what the card does in the precision of the run; on a CPU it would tell little and take long."""
+    if device.type != "cuda":
+        return None
+    rate = measure_matmul_rate(device, precision.compute_dtype)
+    logger.info("matrix products: %.0f TFLOP/s measured; MFU is a share of that", rate / 1e12)
+    return rate
 
 
 def _describe_model(loaded: LoadedModel) -> None:
