@@ -18,6 +18,7 @@ from data.labels import LabelBuilder
 from data.loaders import ClipRecipe
 from train.adapters import choose_trainable, count_parameters, enable_checkpointing
 from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from train.compiling import compile_layers
 from train.corpus import all_texts, open_training, open_validation
 from train.curves import draw_curves
 from train.ema import WeightAverage
@@ -172,6 +173,8 @@ def _build_loop(
     verify_trainable_dtype(whisper.named_parameters(), precision.param_dtype)
     if trainer.gradient_checkpointing:
         enable_checkpointing(whisper)
+    if trainer.compile:
+        compile_layers(whisper)
     label_builder = LabelBuilder(
         loaded.tokenizer,
         max_positions=whisper.config.max_target_positions,

@@ -68,6 +68,8 @@ class TrainerSettings:
     """Validations without a better score before the run ends; 0 never ends it early."""
     label_smoothing: float = 0.0
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """Compile each layer: a minute or more at the start, once for each window length, then faster updates on CUDA."""
     ema_decay: float = 0.0
     """Of the moving average of the weights, which is then validated and exported; 0 switches it off."""
     ema_device: str = "auto"
