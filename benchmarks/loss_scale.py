@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 
-from benchmarks.accumulation import build_whisper, split_batches
+from benchmarks.accumulation import build_whisper, make_optimizer, split_batches
 from benchmarks.environment import write_result
 from train.ema import WeightAverage
 from train.loss import TrainingObjective
@@ -43,15 +43,20 @@ def oracle(planted: Set[int]) -> Iterator[tuple[float, bool, float]]:
         yield scale, update in planted, share
 
 
-def run(*, fused: bool) -> dict[str, Any]:
-    """Train with planted overflows; count where we and the oracle disagree."""
+def run(kind: str) -> dict[str, Any]:
+    """Train with planted overflows on a GPU, if there is one; count where we and the oracle disagree.
+
+    Args:
+        kind: `fused_adamw`, `plain_adamw` or `adamw_8bit`.
+    """
     AcceleratorState._reset_state(True)
-    precision = resolve_precision(SETTINGS, inspect_device(torch.device("cpu")))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = resolve_precision(SETTINGS, inspect_device(device))
     accelerator = build_accelerator(precision, SETTINGS)
     whisper = build_whisper()
     objective = accelerator.prepare(TrainingObjective(whisper))
     parameters = [p for p in whisper.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=fused, foreach=False if not fused else None)
+    optimizer = make_optimizer(kind, whisper)
     average = WeightAverage(whisper.named_parameters(), decay=0.9)
     updater = Updater(objective, optimizer, accelerator, max_grad_norm=1.0, average=average)
     overflow = {"now": False}
@@ -73,12 +78,12 @@ def run(*, fused: bool) -> dict[str, Any]:
         average_stayed = all(torch.equal(average_before[n], t) for n, t in average.average.items())
         wrong["weights"] += stayed != skipped
         wrong["average"] += average_stayed != skipped
-    return {"updates": NUM_UPDATES, "planted": len(PLANTED), "disagreements": wrong}
+    return {"updates": NUM_UPDATES, "planted": len(PLANTED), "device": device.type, "disagreements": wrong}
 
 
 def main() -> None:
     """Measure and write `results/loss_scale.json`."""
-    figures = {"fused_adamw": run(fused=True), "plain_adamw": run(fused=False)}
+    figures = {kind: run(kind) for kind in ("fused_adamw", "plain_adamw")}
     for name, figure in figures.items():
         print(name, figure)
     write_result("loss_scale", figures)

@@ -91,14 +91,7 @@ def run_hugging_face(folder: Path, gate: Gate, *, precision: str, batch: int) ->
     Features are made before training, as the recipe does, and lie in memory as arrays. Its gradient checkpointing is
     left off: with it, it would be slower by a third.
     """
-    from transformers import (
-        Seq2SeqTrainer,
-        Seq2SeqTrainingArguments,
-        TrainerCallback,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperProcessor,
-    )
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
     from infer.artefact import load_tokenizer
 
@@ -116,6 +109,24 @@ def run_hugging_face(folder: Path, gate: Gate, *, precision: str, batch: int) ->
         }
         for name, text in zip(waveforms.files, texts, strict=True)
     ]
+
+    train_by_the_recipe(whisper, WhisperProcessor(extractor, tokenizer), rows, gate, precision=precision, batch=batch)
+
+
+def train_by_the_recipe(
+    whisper: Any, processor: Any, rows: list[dict[str, Any]], gate: Gate, *, precision: str, batch: int
+) -> None:
+    """Hand features and labels to `Seq2SeqTrainer`.
+
+    Args:
+        whisper: stock Whisper in FP32.
+        processor: has `feature_extractor` and `tokenizer`.
+        rows: `input_features` and `labels` of each clip.
+        gate: is passed before each update.
+        precision: `fp32`, `fp16` or `bf16`.
+        batch: clips of an update.
+    """
+    from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
     class Rounds(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -145,7 +156,7 @@ def run_hugging_face(folder: Path, gate: Gate, *, precision: str, batch: int) ->
         model=whisper,
         args=arguments,
         train_dataset=rows,
-        data_collator=Collator(WhisperProcessor(extractor, tokenizer), whisper.config.decoder_start_token_id),
+        data_collator=Collator(processor, whisper.config.decoder_start_token_id),
         callbacks=[Rounds()],
     ).train()
 
