@@ -78,12 +78,14 @@ def _seconds(action: Callable[[], object], *, times: int = 5) -> float:
 
 def overflow(scale: Scale) -> Figures:
     """Hold planted overflows against the oracle."""
-    return {kind: _unless_missing(lambda kind=kind: loss_scale.run(kind)) for kind in OPTIMIZERS}  # type: ignore[misc]
+    num_updates = 12 if scale is TOY else loss_scale.NUM_UPDATES
+    return {kind: _unless_missing(lambda kind=kind: loss_scale.run(kind, num_updates)) for kind in OPTIMIZERS}  # type: ignore[misc]
 
 
 def gradient(scale: Scale) -> Figures:
     """Hold the gradient of one update, cut in three ways, against float64."""
     reference = accumulation.reference_gradient()
+    splits = accumulation.SPLITS[1:2] if scale is TOY else accumulation.SPLITS
 
     def difference(precision: str, size: int, kind: str) -> float:
         return relative(accumulation.our_gradient(precision, size, kind=kind, device=device().type)[0], reference)
@@ -91,7 +93,7 @@ def gradient(scale: Scale) -> Figures:
     return {
         kind: _unless_missing(
             lambda kind=kind: {  # type: ignore[misc]
-                precision: {f"{n}x{size}": difference(precision, size, kind) for size, n in accumulation.SPLITS}
+                precision: {f"{n}x{size}": difference(precision, size, kind) for size, n in splits}
                 for precision in ("fp32", "fp16", "bf16")
             }
         )
