@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import torch
+import yaml
 
+from benchmarks.absent import without_absent
+from benchmarks.environment import PROJECT
 from benchmarks.gpu_parts import Scale
 from benchmarks.gpu_training import (
     Figures,
@@ -17,26 +21,49 @@ from benchmarks.gpu_training import (
     synchronize,
     uniform_batch,
 )
+from benchmarks.speed_corpus import build_config
 from train.adapters import FinetuneSettings
 
 CAP_GIB = 22.5  # what a 24 GB card of the Ada generation leaves to a program
 
 
+LOSS_CHUNK_TOKENS = 512  # the default of `trainer.loss_chunk_tokens`
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """One of `conf/experiment/ada24_*.yaml`."""
+    """What of a recipe decides about memory."""
 
+    size: str
+    precision: str
     finetune: FinetuneSettings
     optimizer: str
     micro_batch_size: int
-    checkpointing: bool = True
+    accumulation_steps: int
+    checkpointing: bool
 
 
-RECIPES = {
-    "ada24_lora": Recipe(FinetuneSettings("lora", base_dtype="fp16"), "adamw", 16),
-    "ada24_full": Recipe(FinetuneSettings("full"), "adamw_8bit", 8),
-    "ada24_frozen_encoder": Recipe(FinetuneSettings("frozen_encoder"), "adamw", 8),
-}
+def read_recipes(folder: Path = PROJECT / "conf") -> dict[str, Recipe]:
+    """Read `experiment/ada24_*.yaml`, without the package that composes them in a run."""
+    found = {}
+    for path in sorted((folder / "experiment").glob("ada24_*.yaml")):
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        groups = {key.removeprefix("override /"): name for entry in recipe["defaults"] for key, name in entry.items()}
+        finetune = yaml.safe_load((folder / "finetune" / f"{groups['finetune']}.yaml").read_text(encoding="utf-8"))
+        known = {field.name for field in fields(FinetuneSettings)}
+        values = {**finetune, **recipe.get("finetune", {})}
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        trainer = recipe["trainer"]
+        found[path.stem] = Recipe(
+            groups["model"],
+            groups["precision"],
+            FinetuneSettings(**{key: value for key, value in values.items() if key in known}),
+            groups["optimizer"],
+            trainer["micro_batch_size"],
+            trainer["accumulation_steps"],
+            trainer["gradient_checkpointing"],
+        )
+    return found
 
 
 def plan_against_peaks(scale: Scale) -> Figures:
@@ -45,30 +72,29 @@ def plan_against_peaks(scale: Scale) -> Figures:
         total_gib = torch.cuda.get_device_properties(device()).total_memory / 2**30
         torch.cuda.set_per_process_memory_fraction(min(1.0, CAP_GIB / total_gib))
     try:
-        return {
-            f"{name}_{precision}": _measure(recipe, precision, scale)
-            for name, recipe in RECIPES.items()
-            for precision in ("fp16", "bf16")
-        }
+        return {name: _measure(recipe, scale) for name, recipe in read_recipes().items()}
     finally:
         if torch.cuda.is_available():
             torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def _measure(recipe: Recipe, precision: str, scale: Scale) -> Figures:
-    num_clips = recipe.micro_batch_size if scale.size == "large_v3" else scale.num_clips
-    figures: Figures = {"micro_batch_size": num_clips, "planned_gib": planned_gib(recipe, precision, scale)}
-    peak_gib(reset=True)
+def _measure(recipe: Recipe, scale: Scale) -> Figures:
+    is_toy = scale.size == "toy"
+    num_clips = scale.num_clips if is_toy else recipe.micro_batch_size
+    size = "toy" if is_toy else recipe.size
     # The norms of the CPU take no half-precision weights beside FP32 states.
     finetune = recipe.finetune if torch.cuda.is_available() else replace(recipe.finetune, base_dtype="fp32")
     job = Job(
-        scale.size,
-        precision,
+        size,
+        recipe.precision,
         finetune,
         recipe.optimizer,
         checkpointing=recipe.checkpointing,
         caches_autocast=not recipe.checkpointing,
+        loss_chunk_tokens=LOSS_CHUNK_TOKENS,
     )
+    figures: Figures = {"micro_batch_size": num_clips, "planned_gib": planned_gib(job, recipe, scale, num_clips)}
+    peak_gib(reset=True)
     try:
         updater = build_updater(job, build_whisper(job))
     except (RuntimeError, ImportError) as e:
@@ -76,11 +102,11 @@ def _measure(recipe: Recipe, precision: str, scale: Scale) -> Figures:
             return {**figures, "left_out": str(e)}
         raise
     losses = []
-    for i in range(scale.num_updates):
-        batch = uniform_batch(
-            scale.size, num_clips=num_clips, num_frames=scale.num_frames, num_labels=scale.num_labels, seed=i % 2
-        )
-        losses.append(updater.update([batch], lr=1e-6).loss)
+    num_steps = 2 if recipe.accumulation_steps > 1 else 1  # gradients lie beside activations from the second on
+    shape = {"num_clips": num_clips, "num_frames": scale.num_frames, "num_labels": scale.num_labels}
+    batches = [uniform_batch(size, **shape, seed=seed) for seed in range(num_steps)]
+    for _ in range(scale.num_updates):
+        losses.append(updater.update(batches, lr=1e-6).loss)
     synchronize()
     figures.update(peak_gib=peak_gib(), first_loss=losses[0], last_loss=losses[-1])
     if figures["planned_gib"] and torch.cuda.is_available():
@@ -88,6 +114,25 @@ def _measure(recipe: Recipe, precision: str, scale: Scale) -> Figures:
     return figures
 
 
-def planned_gib(recipe: Recipe, precision: str, scale: Scale) -> float | None:
-    """Return what the plan of memory says; None where there is no plan."""
-    return None
+def planned_gib(job: Job, recipe: Recipe, scale: Scale, num_clips: int) -> float:
+    """Return the peak of an update that the plan of memory predicts, as the allocator counts."""
+    with without_absent():
+        from train.memory.plan import plan_memory
+        from train.memory.statics import Statics, meta_parameters
+        from train.memory.workload import Workload
+    config = build_config(job.size)
+    work = Workload(
+        config=config,
+        finetune=job.finetune,
+        precision=job.precision,
+        optimizer=job.optimizer,
+        micro_batch_size=num_clips,
+        accumulation_steps=recipe.accumulation_steps,
+        num_frames=scale.num_frames,
+        label_tokens=scale.num_labels,
+        checkpoint_every_layers=int(job.checkpointing),
+        loss_chunk_tokens=job.loss_chunk_tokens,
+        validates=False,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    return plan_memory(work, Statics(tuple(meta_parameters(config, job.finetune)))).update_gib

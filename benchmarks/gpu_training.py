@@ -38,6 +38,7 @@ class Job:
     optimizer: str = "adamw"
     checkpointing: bool = False
     caches_autocast: bool = True
+    loss_chunk_tokens: int = 0
 
 
 def device() -> torch.device:
@@ -65,7 +66,12 @@ def build_updater(job: Job, whisper: WindowedWhisper) -> Updater:
     apply_matmul_precision(precision)
     accelerator = build_accelerator(precision, settings, cache_autocast=job.caches_autocast)
     optimizer = build_optimizer(OptimizerSettings(job.optimizer, lr=1e-6), whisper.named_parameters())
-    return Updater(accelerator.prepare(TrainingObjective(whisper)), optimizer, accelerator, max_grad_norm=1.0)
+    return Updater(
+        accelerator.prepare(TrainingObjective(whisper, chunk_tokens=job.loss_chunk_tokens)),
+        optimizer,
+        accelerator,
+        max_grad_norm=1.0,
+    )
 
 
 def build_labels(text: str, vocabulary: int) -> Labels:

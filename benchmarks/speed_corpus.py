@@ -29,8 +29,9 @@ GEOMETRIES: dict[str, dict[str, int]] = {
     "toy": {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "heads": 1, "num_mel_bins": 80},
     "tiny": {"d_model": 384, "encoder_layers": 4, "decoder_layers": 4, "heads": 6, "num_mel_bins": 80},
     "large_v3": {"d_model": 1280, "encoder_layers": 32, "decoder_layers": 32, "heads": 20, "num_mel_bins": 128},
+    "large_v3_turbo": {"d_model": 1280, "encoder_layers": 32, "decoder_layers": 4, "heads": 20, "num_mel_bins": 128},
 }
-VOCABULARY = {"toy": 3000, "tiny": 51_865, "large_v3": 51_866}
+VOCABULARY = {"toy": 3000, "tiny": 51_865, "large_v3": 51_866, "large_v3_turbo": 51_866}
 Clip = tuple[npt.NDArray[np.float32], str]
 
 

@@ -5,6 +5,7 @@ import torch
 from conftest import tiny_whisper
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from data.labels import IGNORE_INDEX
 from train.adapters import FinetuneSettings, choose_trainable, enable_checkpointing
 from train.flops import PARTS, FlopCount
 from train.loss import TrainingObjective
@@ -37,14 +38,15 @@ def _whisper(way, *, checkpointing):
     return whisper.train()
 
 
-def _run(whisper, num_frames):
+def _run(whisper, num_frames, *, num_masked=0, **options):
     """Return torch's count of the forward, and of forward and backward."""
-    objective = TrainingObjective(whisper)
+    objective = TrainingObjective(whisper, **options)
     batch = (
         torch.randn(NUM_CLIPS, 80, num_frames),
         torch.ones(NUM_CLIPS, NUM_LABELS, dtype=torch.long),
         torch.ones(NUM_CLIPS, NUM_LABELS, dtype=torch.long),
     )
+    batch[2][0, :num_masked] = IGNORE_INDEX
     counts = []
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         loss = objective(*batch)
@@ -64,6 +66,17 @@ def test_the_count_equals_torchs(way, checkpointing):
         forward, total = _run(whisper, num_frames)
         assert found.forward == forward
         assert found.needed + found.recomputed == total
+
+
+@pytest.mark.parametrize("chunk_tokens", [0, 8])
+def test_logits_count_for_label_tokens_alone_and_chunks_are_made_again(chunk_tokens):
+    whisper = _whisper("full", checkpointing=False)
+    found = FlopCount(whisper, loss_chunk_tokens=chunk_tokens).of(
+        NUM_CLIPS, 60, NUM_LABELS, num_label_tokens=NUM_CLIPS * NUM_LABELS - 4
+    )
+    forward, total = _run(whisper, 60, num_masked=4, chunk_tokens=chunk_tokens)
+    assert found.forward == pytest.approx(forward, rel=1e-12)
+    assert found.needed + found.recomputed == pytest.approx(total, rel=1e-12)
 
 
 def test_what_is_computed_twice_is_counted_apart():

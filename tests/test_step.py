@@ -138,7 +138,7 @@ def _loop(updater, accelerator):
     )
     settings = SimpleNamespace(
         dataset=SimpleNamespace(on_bad="strict", max_bad_share=0.0),
-        trainer=SimpleNamespace(max_steps=len(PLAN)),
+        trainer=SimpleNamespace(max_steps=len(PLAN), loss_chunk_tokens=0),
         schedule=ScheduleSettings("constant", warmup_steps=10),
         optimizer=SimpleNamespace(lr=0.01),
     )

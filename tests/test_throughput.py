@@ -51,7 +51,7 @@ def test_operations_are_counted_from_the_shapes_and_held_against_the_measured_ra
     count = FlopCount(whisper)
     throughput = Throughput(torch.device("cpu"), flops=count, matmul_flops_per_s=1e9, num_ranks=2)
     batch = fake_batch(3, num_frames=60)
-    needed = count.of(3, 60, batch.labels.shape[1]).needed
+    needed = count.of(3, 60, batch.labels.shape[1], num_label_tokens=batch.num_label_tokens).needed
     for _ in range(2):
         clock(1.0)
         throughput.record([batch, batch], num_label_tokens=1, waited_s=0.0)

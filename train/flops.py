@@ -49,9 +49,15 @@ class Flops:
 class FlopCount:
     """Count for one model; its modules are looked at once, then any shape is a few multiplications."""
 
-    def __init__(self, whisper: WindowedWhisper) -> None:
-        """Look at what learns and what is checkpointed."""
-        # (part, kind) to how often each of these occurs in a clip: S, T, S * S, T * T, T * S
+    def __init__(self, whisper: WindowedWhisper, *, loss_chunk_tokens: int = 0) -> None:
+        """Look at what learns and what is checkpointed.
+
+        Args:
+            whisper: as it trains.
+            loss_chunk_tokens: label tokens whose logits exist at one time; the backward makes chunks again.
+        """
+        self._loss_chunk_tokens = loss_chunk_tokens
+        # (part, kind) to how often each of these occurs in a clip: S, T, label tokens, S * S, T * T, T * S
         self._terms: dict[tuple[str, str], Counter[str]] = {}
         encoder, decoder = whisper.model.encoder, whisper.model.decoder
         learns = self._convolutions(encoder.conv1, encoder.conv2)
@@ -68,24 +74,30 @@ class FlopCount:
             learns = self._attention("decoder attention", layer, "self_attn", "T", "T", learns, learns, again)
             learns = self._attention("cross attention", layer, "encoder_attn", "T", "S", learns, hears, again)
             learns = self._mlp("decoder mlp", layer, "T", learns, again)
-        self._linear("logits", whisper.proj_out, "T", learns or _learns(decoder.layer_norm), again=False)
+        self._linear("logits", whisper.proj_out, "L", learns or _learns(decoder.layer_norm), again=False)
 
-    def of(self, num_clips: int, num_frames: int, num_labels: int) -> Flops:
+    def of(self, num_clips: int, num_frames: int, num_labels: int, *, num_label_tokens: int | None = None) -> Flops:
         """Return the operations of a micro-batch.
 
         Args:
             num_clips: B.
             num_frames: mel frames of the window, 2 * S.
             num_labels: T, padding included.
+            num_label_tokens: positions that carry loss, for which alone there are logits; None is all.
         """
-        parts = self.by_part(num_clips, num_frames, num_labels).values()
+        parts = self.by_part(num_clips, num_frames, num_labels, num_label_tokens=num_label_tokens).values()
         return sum(parts, Flops(0.0, 0.0, 0.0))
 
-    def by_part(self, num_clips: int, num_frames: int, num_labels: int) -> dict[str, Flops]:
+    def by_part(
+        self, num_clips: int, num_frames: int, num_labels: int, *, num_label_tokens: int | None = None
+    ) -> dict[str, Flops]:
         """Return the same for each of `PARTS`."""
         s, t = num_frames // 2, num_labels
-        size = {"S": s, "T": t, "SS": s * s, "TT": t * t, "TS": t * s}
+        num_tokens = num_clips * t if num_label_tokens is None else num_label_tokens
+        size = {"S": s, "T": t, "L": num_tokens / num_clips, "SS": s * s, "TT": t * t, "TS": t * s}
         sums = {key: num_clips * sum(size[name] * n for name, n in c.items()) for key, c in self._terms.items()}
+        if 0 < self._loss_chunk_tokens < num_tokens:
+            sums["logits", "recomputed"] = sums["logits", "forward"]
         kinds = ("forward", "backward", "recomputed")
         return {part: Flops(*(float(sums.get((part, kind), 0)) for kind in kinds)) for part in PARTS}
 

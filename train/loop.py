@@ -79,7 +79,7 @@ class Loop:
         )
         self.throughput = Throughput(
             parts.accelerator.device,
-            flops=FlopCount(parts.whisper),
+            flops=FlopCount(parts.whisper, loss_chunk_tokens=settings.trainer.loss_chunk_tokens),
             matmul_flops_per_s=parts.matmul_flops_per_s,
             num_ranks=parts.accelerator.num_processes,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data.augment import Augmentation
 from data.label_modes import LabelSettings
@@ -55,8 +55,11 @@ class TrainerSettings:
     """The `trainer` group; counts of updates and clips."""
 
     max_steps: int
-    micro_batch_size: int
+    micro_batch_size: int | Literal["auto"]
+    """Clips in one forward on each device; `auto` takes as many as the plan of its memory allows."""
     accumulation_steps: int = 1
+    global_batch_size: int | None = None
+    """Clips of one update over all devices, which `micro_batch_size=auto` keeps; None where that is a number."""
     micro_batch_audio_s: float | None = None
     """Seconds of windows in one forward; then `micro_batch_size` is only the largest number of clips."""
     seed: int = 0
@@ -67,7 +70,13 @@ class TrainerSettings:
     patience: int = 0
     """Validations without a better score before the run ends; 0 never ends it early."""
     label_smoothing: float = 0.0
+    loss_chunk_tokens: int = 512
+    """Label tokens whose logits exist at one time; 0 is all of them."""
     gradient_checkpointing: bool = False
+    checkpoint_every_layers: int = 1
+    """With `gradient_checkpointing`: recompute every layer, every second one, ..."""
+    checkpoint_offload: bool = False
+    """With `gradient_checkpointing`: what enters recomputed layers waits in host memory."""
     compile: bool = False
     """Compile each layer: a minute or more at the start, once for each window length, then faster updates on CUDA."""
     ema_decay: float = 0.0
@@ -80,12 +89,25 @@ class TrainerSettings:
     """Processes that decode; None leaves two cores to the training, at most 8."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "micro_batch_size", "accumulation_steps", "log_every_steps", "keep_checkpoints"):
-            if getattr(self, name) < 1:
+        for name in (
+            "max_steps",
+            "micro_batch_size",
+            "accumulation_steps",
+            "global_batch_size",
+            "checkpoint_every_layers",
+            "log_every_steps",
+            "keep_checkpoints",
+        ):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"trainer.{name}={getattr(self, name)} must be 1 or more")
-        for name in ("eval_every_steps", "save_every_steps", "patience"):
+        for name in ("eval_every_steps", "save_every_steps", "patience", "loss_chunk_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"trainer.{name}={getattr(self, name)} must be 0 (never) or more")
+        if self.micro_batch_size == "auto" and self.global_batch_size is None:
+            raise ValueError(
+                "trainer.micro_batch_size=auto keeps the clips of an update: give trainer.global_batch_size="
+            )
         if self.ema_device not in ("auto", "cpu"):
             raise ValueError(f"trainer.ema_device={self.ema_device} must be auto or cpu")
 

@@ -134,7 +134,7 @@ class Updater:
             # Gradients are exchanged on the last micro-batch only; DDP averages over ranks, so the mean is undone here.
             exchange = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.objective)
             with exchange:
-                nll: Tensor = self.objective(batch.input_features, batch.decoder_input_ids, batch.labels)
+                nll = self._nll(batch)
                 scaled = nll * weight
                 (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
             total += nll.detach()
@@ -204,8 +204,14 @@ class Updater:
             raise NonFiniteError(f"no clip of this update has a finite loss; first non-finite output in {module}")
         return kept_batches, tuple(bad_clips)
 
+    def _nll(self, batch: SpeechBatch) -> Tensor:
+        nll: Tensor = self.objective(
+            batch.input_features, batch.decoder_input_ids, batch.labels, num_label_tokens=batch.num_label_tokens
+        )
+        return nll
+
     def _loss_of(self, batch: SpeechBatch) -> float:
-        return float(self.objective(batch.input_features, batch.decoder_input_ids, batch.labels))
+        return float(self._nll(batch))
 
     def find_non_finite(self, batch: SpeechBatch) -> str:
         """Return the name of the first module whose output is not finite, or what was looked at in vain."""

@@ -77,7 +77,8 @@ class Throughput:
         self._waited_s += waited_s
         if self.flops is not None:
             for batch in micro_batches:
-                self._flops += self.flops.of(len(batch.labels), batch.num_frames, batch.labels.shape[1])
+                shape = len(batch.labels), batch.num_frames, batch.labels.shape[1]
+                self._flops += self.flops.of(*shape, num_label_tokens=batch.num_label_tokens)
 
     def report(self) -> dict[str, float]:
         """Return the figures since the last report, and begin anew."""

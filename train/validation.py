@@ -73,7 +73,7 @@ def validate(
 @torch.inference_mode()
 def _teacher_forced_loss(transcriber: Transcriber, clips: Clips, label_builder: LabelBuilder, batch_size: int) -> float:
     artefact = transcriber.artefact
-    objective = TrainingObjective(artefact.model).eval()
+    objective = TrainingObjective(artefact.model, chunk_tokens=chunk_tokens).eval()
     frames = artefact.windows.frames_of(clips.durations_s).tolist()
     order = sorted(range(len(frames)), key=lambda i: frames[i])
     total, num_tokens = 0.0, 0
