@@ -47,7 +47,8 @@ def quiet_libraries() -> None:
 
 
 def register_resolvers() -> None:
-    """Add `${project:PATH}`, a path in the project's own folder, and fence `${oc.env:NAME}`."""
+    """Add `${project:PATH}`, a path in the project's own folder, `${product:A,B}`, and fence `${oc.env:NAME}`."""
+    OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("project", lambda path: str(PROJECT / path), replace=True)
     OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
 
@@ -185,6 +186,9 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         choices = [argument for argument in arguments if argument is not type(None)]
+        for choice in choices:  # a number, or one of a few words such as `auto`
+            if typing.get_origin(choice) is typing.Literal and value in typing.get_args(choice):
+                return value
         groups = [choice for choice in choices if dataclasses.is_dataclass(choice)]
         # Text or a group of keys, such as a source: a mapping can only be the group.
         return _convert(value, groups[0] if groups and isinstance(value, Mapping) else choices[0], path)

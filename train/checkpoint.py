@@ -178,6 +178,9 @@ def _flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dic
         for name, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"{index}.{name}"] = value
+            elif isinstance(value, Mapping):  # bitsandbytes keeps what it quantised one level down
+                # Its tables of levels are one tensor for all parameters, and safetensors takes none twice.
+                tensors |= {f"{index}.{name}.{inner}": tensor.clone() for inner, tensor in value.items()}
             else:
                 numbers.setdefault(str(index), {})[name] = value
     return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
@@ -188,8 +191,12 @@ def _unflatten_optimizer(tensors: Mapping[str, Tensor], layout: Mapping[str, Any
     for index, values in layout["numbers"].items():
         entries.setdefault(int(index), {}).update(values)
     for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        entries.setdefault(int(index), {})[name] = tensor
+        index, name, *inner = key.split(".")
+        entry = entries.setdefault(int(index), {})
+        if inner:
+            entry.setdefault(name, {})[inner[0]] = tensor
+        else:
+            entry[name] = tensor
     return {"state": entries, "param_groups": layout["param_groups"]}
 
 

@@ -48,7 +48,7 @@ def open_training(
     if not dataset.train:
         raise ValueError("dataset.train= names no source; type dataset.train=train.jsonl")
     size = BatchSize(
-        clips=trainer.micro_batch_size,
+        clips=trainer.clips,
         accumulation_steps=trainer.accumulation_steps,
         world_size=world_size,
         audio_s=trainer.micro_batch_audio_s,

@@ -44,6 +44,7 @@ class HalfCopy:
             self._model = WindowedWhisper(copy.deepcopy(self.config))
             self._model.generation_config = self.generation_config
             self._model.to(self.device, dtype).eval()
+        self._model.to(self.device)
         self._model.load_state_dict(cast_to_half(state), strict=False)
         self._model.tie_weights()
         return Artefact(
@@ -56,6 +57,11 @@ class HalfCopy:
             compute=str(dtype).removeprefix("torch."),
             reason=reason,
         )
+
+    def park(self) -> None:
+        """Leave the device to the training until the next refresh; the copy of large-v3 takes 2.9 GiB."""
+        if self._model is not None and self.device.type != "cpu":
+            self._model.to("cpu")
 
     def release(self) -> None:
         """Give the memory back."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 from torch.optim import Optimizer
 
 from data.dataset import Clips
@@ -26,6 +27,7 @@ from train.flops import FlopCount
 from train.guard import SkipGuard
 from train.half import HalfCopy
 from train.loss import TrainingObjective
+from train.memory.device import PlanCheck
 from train.progress import ProgressBar
 from train.quarantine import Quarantine, append_quarantine
 from train.schedule import rate_share
@@ -61,6 +63,8 @@ class Parts:
     """Where the weights came from."""
     matmul_flops_per_s: float | None = None
     """What the device was measured to do; None where it was not."""
+    memory: PlanCheck | None = None
+    """Holds the plan of its memory against what is measured."""
 
 
 class Loop:
@@ -160,6 +164,10 @@ class Loop:
         # Asked for only where it matters: the answer waits for the device.
         loss_scale = result.loss_scale if result.skipped else None
         self.guard.record(skipped=result.skipped, loss_scale=loss_scale, module=module)
+        memory = self.parts.memory
+        if memory is not None and (figures := memory.record(micro_batches)):
+            for tracker in self.parts.trackers:
+                tracker.log(figures, step=progress.attempted)
         self.throughput.record(
             batches.micro_batches, num_label_tokens=result.num_label_tokens, waited_s=feed.take_waited_s()
         )
@@ -178,7 +186,7 @@ class Loop:
         for tracker in self.parts.trackers:
             tracker.log(figures, step=self.progress.attempted)
 
-    def weights_to_ship(self) -> dict[str, Any]:
+    def weights_to_ship(self) -> Mapping[str, Tensor]:
         """Return the FP32 weights that would be exported now: merged, and averaged where an average is kept."""
         average = self.parts.average
         return merged_state(self.parts.whisper, replaced=None if average is None else average.average)
@@ -198,6 +206,7 @@ class Loop:
                 self.settings.decoding,
                 batch_size=self.settings.trainer.eval_batch_size,
             )
+            self.parts.half.park()
             restore_random_states(states)
             self.parts.objective.train()
             self._judge(found)

@@ -25,7 +25,7 @@ from infer.artefact import (
     refuse_remote_code,
 )
 from infer.encoder import WindowedWhisper
-from train.vocabulary import Unit, learn_tokenizer
+from train.vocabulary import Unit, learn_tokenizer, special_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ HUB_FILES = ["*.json", "*.safetensors", "merges.txt"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """Size of a model from random weights."""
+    """Size of a model: of one from random weights, or of a published one that is only planned with."""
 
     d_model: int = 128
     encoder_layers: int = 4
@@ -42,6 +42,8 @@ class Geometry:
     attention_heads: int = 4
     ffn_dim: int = 512
     num_mel_bins: int = 80
+    vocab_size: int | None = None
+    """None: that of the tokenizer."""
 
     def __post_init__(self) -> None:
         if self.d_model % self.attention_heads:
@@ -111,6 +113,51 @@ def load_model(settings: ModelSettings, *, texts: Iterable[str] = ()) -> LoadedM
         "sha256": file_sha256(weights) if weights.is_file() else None,
     }
     return LoadedModel(whisper, load_tokenizer(folder), source)
+
+
+def planned_config(settings: ModelSettings) -> WhisperConfig:
+    """Return the configuration to plan with: of a local folder, else of the geometry that the settings give.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    if settings.path is not None and Path(settings.path).expanduser().is_dir():
+        return read_config(settings)
+    geometry = settings.geometry
+    if geometry is None:
+        raise FileNotFoundError(f"model.path={settings.path} is no folder, and model= gives no geometry to plan with")
+    special = len(special_tokens())
+    return WhisperConfig(
+        vocab_size=geometry.vocab_size or settings.vocabulary_size + special,
+        num_mel_bins=geometry.num_mel_bins,
+        d_model=geometry.d_model,
+        encoder_layers=geometry.encoder_layers,
+        decoder_layers=geometry.decoder_layers,
+        encoder_attention_heads=geometry.attention_heads,
+        decoder_attention_heads=geometry.attention_heads,
+        encoder_ffn_dim=geometry.ffn_dim,
+        decoder_ffn_dim=geometry.ffn_dim,
+        dropout=settings.dropout or 0.0,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+        decoder_start_token_id=0,
+    )
+
+
+def read_config(settings: ModelSettings) -> WhisperConfig:
+    """Read the configuration of a pretrained model, without its weights.
+
+    Raises:
+        FileNotFoundError: as `find_model`.
+    """
+    assert settings.path is not None
+    folder, _ = find_model(settings.path, settings.revision)
+    refuse_remote_code(folder)
+    config: WhisperConfig = WhisperConfig.from_pretrained(str(folder), local_files_only=True)
+    if settings.dropout is not None:
+        config.dropout = settings.dropout
+    return config
 
 
 def find_model(path: str, revision: str | None) -> tuple[Path, str | None]:

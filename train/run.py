@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers import WhisperConfig
 
 from data.augment import open_recordings
 from data.dataset import Clips
@@ -26,8 +27,12 @@ from train.export import describe_run, export_weights, write_json
 from train.half import HalfCopy
 from train.loop import Loop, Parts
 from train.loss import TrainingObjective
-from train.model import LoadedModel, load_model
-from train.optim import build_optimizer
+from train.memory.admission import admit
+from train.memory.device import PlanCheck
+from train.memory.plan import Plan
+from train.memory.shortage import Shortage
+from train.model import LoadedModel, load_model, read_config
+from train.optim import build_optimizer, embedding_parameters
 from train.precision import (
     Precision,
     apply_matmul_precision,
@@ -162,17 +167,22 @@ def _build_loop(
     run_dir: Path,
     checkpoint: Checkpoint | None,
 ) -> Loop:
-    trainer = settings.trainer
+    is_auto = settings.trainer.micro_batch_size == "auto"
     texts = all_texts(settings) if settings.model.path is None else []
     recordings = open_recordings(settings.augment)  # a missing file is said before gigabytes are loaded
+    if settings.model.path is not None:  # planned before gigabytes are loaded
+        settings, plan = _admit(settings, read_config(settings.model), precision, accelerator)
     loaded = load_model(settings.model, texts=texts)
     whisper = loaded.whisper
+    if settings.model.path is None:
+        settings, plan = _admit(settings, whisper.config, precision, accelerator)
     choose_trainable(whisper, settings.finetune)
     if precision.mode == "bf16_pure":
         whisper.to(torch.bfloat16)
     verify_trainable_dtype(whisper.named_parameters(), precision.param_dtype)
+    trainer = settings.trainer
     if trainer.gradient_checkpointing:
-        enable_checkpointing(whisper)
+        enable_checkpointing(whisper, every_layers=trainer.checkpoint_every_layers, offload=trainer.checkpoint_offload)
     if trainer.compile:
         compile_layers(whisper)
     label_builder = LabelBuilder(
@@ -199,8 +209,12 @@ def _build_loop(
         quarantine.unlink(missing_ok=True)
         append_quarantine(quarantine, refused)
     _describe_model(loaded)
-    objective = accelerator.prepare(TrainingObjective(whisper, label_smoothing=trainer.label_smoothing))
-    optimizer = build_optimizer(settings.optimizer, whisper.named_parameters())
+    objective = accelerator.prepare(
+        TrainingObjective(whisper, label_smoothing=trainer.label_smoothing, chunk_tokens=trainer.loss_chunk_tokens)
+    )
+    optimizer = build_optimizer(
+        settings.optimizer, whisper.named_parameters(), embeddings=embedding_parameters(whisper)
+    )
     average = _build_average(settings, loaded)
     updater = Updater(
         objective,
@@ -209,6 +223,7 @@ def _build_loop(
         max_grad_norm=settings.optimizer.max_grad_norm,
         average=average,
         log_mel=recipe.log_mel,
+        shortage=Shortage(plan.work, accelerator.device, may_split=is_auto),
     )
     parts = Parts(
         accelerator=accelerator,
@@ -226,6 +241,7 @@ def _build_loop(
         run_dir=run_dir,
         source=loaded.source,
         matmul_flops_per_s=_matmul_rate(accelerator.device, precision),
+        memory=PlanCheck(plan, accelerator.device),
     )
     return Loop(parts, settings)
 
@@ -237,6 +253,12 @@ def _matmul_rate(device: torch.device, precision: Precision) -> float | None:
     rate = measure_matmul_rate(device, precision.compute_dtype)
     logger.info("matrix products: %.0f TFLOP/s measured; MFU is a share of that", rate / 1e12)
     return rate
+
+
+def _admit(
+    settings: TrainSettings, config: WhisperConfig, precision: Precision, accelerator: Accelerator
+) -> tuple[TrainSettings, Plan]:
+    return admit(settings, config, precision, device=accelerator.device, num_processes=accelerator.num_processes)
 
 
 def _describe_model(loaded: LoadedModel) -> None:

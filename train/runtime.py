@@ -122,5 +122,5 @@ def configure_logging(run_dir: Path | None, *, is_main: bool) -> None:
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
     logging.getLogger("scripts").setLevel(logging.DEBUG)  # tracebacks of users' mistakes, for the file alone
-    for name in ("httpx", "urllib3", "filelock", "matplotlib", "datasets"):
+    for name in ("httpx", "urllib3", "filelock", "matplotlib", "datasets", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.WARNING)

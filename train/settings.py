@@ -111,6 +111,12 @@ class TrainerSettings:
         if self.ema_device not in ("auto", "cpu"):
             raise ValueError(f"trainer.ema_device={self.ema_device} must be auto or cpu")
 
+    @property
+    def clips(self) -> int:
+        """Clips of one forward, once `auto` has become a number."""
+        assert isinstance(self.micro_batch_size, int), "a run makes a plan of its memory before it opens its data"
+        return self.micro_batch_size
+
 
 @dataclass(frozen=True)
 class RunSettings:

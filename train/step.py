@@ -20,6 +20,7 @@ from data.batches import SpeechBatch
 from data.features import LogMel
 from train.ema import WeightAverage
 from train.guard import NonFiniteError, first_non_finite
+from train.memory.shortage import Shortage
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Updater:
         max_grad_norm: float,
         average: WeightAverage | None = None,
         log_mel: LogMel | None = None,
+        shortage: Shortage | None = None,
     ) -> None:
         """Remember the parts.
 
@@ -79,6 +81,7 @@ class Updater:
             max_grad_norm: gradients are scaled down to this norm; 0 switches it off.
             average: moving average of the weights, updated when an update is applied.
             log_mel: makes features of batches that come as waveforms.
+            shortage: what to do where a forward or backward runs out of memory; None lets the error through.
         """
         self.objective = objective
         self.optimizer = optimizer
@@ -86,6 +89,7 @@ class Updater:
         self.max_grad_norm = max_grad_norm
         self.average = average
         self.log_mel = log_mel
+        self.shortage = shortage
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     @property
@@ -111,13 +115,28 @@ class Updater:
             group["lr"] = lr
         batches = [batch.to(self.accelerator.device).with_features(self.log_mel) for batch in micro_batches]
         bad_clips: tuple[int, ...] = ()
-        outcome = self._accumulate(batches, meanwhile)
+        batches, outcome = self._accumulate_within_memory(batches, meanwhile)
         if not math.isfinite(outcome.loss):
             if self.scaler is not None:  # forget what was found in these gradients; the scale stays
                 self.scaler.update(self.scaler.get_scale())
             batches, bad_clips = self._drop_non_finite(batches)
             outcome = self._accumulate(batches)
         return self._step(outcome, bad_clips)
+
+    def _accumulate_within_memory(
+        self, batches: list[SpeechBatch], meanwhile: Callable[[], None] | None
+    ) -> tuple[list[SpeechBatch], _Outcome]:
+        """Accumulate; where memory runs out, again with smaller micro-batches if that is allowed."""
+        if self.shortage is None:
+            return batches, self._accumulate(batches, meanwhile)
+        batches = self.shortage.cut(batches)
+        while True:
+            try:
+                return batches, self._accumulate(batches, meanwhile)
+            except torch.OutOfMemoryError as e:
+                message = str(e)
+            self.optimizer.zero_grad(set_to_none=True)
+            batches = self.shortage.resolve(batches, message)
 
     def _accumulate(self, batches: Sequence[SpeechBatch], meanwhile: Callable[[], None] | None = None) -> _Outcome:
         """Add up the gradients of all micro-batches and unscale them; return what the host has to know, of all ranks.

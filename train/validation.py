@@ -17,6 +17,8 @@ from infer.score.held_out import transcribe_rows
 from infer.transcriber import Transcriber
 from train.loss import TrainingObjective
 
+CHUNK_TOKENS = 512  # label tokens whose logits exist at one time
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -73,7 +75,7 @@ def validate(
 @torch.inference_mode()
 def _teacher_forced_loss(transcriber: Transcriber, clips: Clips, label_builder: LabelBuilder, batch_size: int) -> float:
     artefact = transcriber.artefact
-    objective = TrainingObjective(artefact.model, chunk_tokens=chunk_tokens).eval()
+    objective = TrainingObjective(artefact.model, chunk_tokens=CHUNK_TOKENS).eval()
     frames = artefact.windows.frames_of(clips.durations_s).tolist()
     order = sorted(range(len(frames)), key=lambda i: frames[i])
     total, num_tokens = 0.0, 0

@@ -35,32 +35,32 @@ class Stage:
 def stages_of(work: Workload) -> list[Stage]:
     """Return the stages of a forward in their order, without the projection to the vocabulary."""
     config = work.config
-    rows, width = work.num_positions, config.d_model
+    rows, width = work.num_positions, work.width
     stages: list[Stage] = []
     if work.encoder_learns:
         stages.append(Stage("stem", _stem(work), work.compute_bytes * 2 * work.num_frames * width))
         layer = _encoder_layer(work)
-        stages += _layers("encoder", layer, config.encoder_layers, work, rows, config.encoder_ffn_dim)
+        stages += _layers("encoder", layer, config.encoder_layers, work, rows, work.encoder_ffn)
         stages.append(Stage("encoder_norm", _norm(work, rows), 0))
     # The encoder's output: every cross-attention reads it, and recomputed layers hold on to it.
     has_recomputed = work.checkpoint_every_layers > 0
     shared = 1 if has_recomputed or not work.is_autocast else 0
     stages.append(Stage("encoder_output", shared * _output_bytes(work) * rows * width, FLOAT_BYTES * rows * width))
     layer = _decoder_layer(work)
-    stages += _layers("decoder", layer, config.decoder_layers, work, work.label_tokens, config.decoder_ffn_dim)
+    stages += _layers("decoder", layer, config.decoder_layers, work, work.label_tokens, work.decoder_ffn)
     stages.append(Stage("decoder_norm", _norm(work, work.label_tokens), 0))
     return stages
 
 
 def kept_by_head(work: Workload) -> int:
     """Return what the loss keeps of one clip: its inputs, and on the plain way the log-softmax."""
-    inputs = work.compute_bytes * work.label_tokens * work.config.d_model if _learns(work) else 0
-    return inputs + (0 if is_chunked(work) else FLOAT_BYTES * work.label_tokens * work.config.vocab_size)
+    inputs = work.compute_bytes * work.label_tokens * work.width if _learns(work) else 0
+    return inputs + (0 if is_chunked(work) else FLOAT_BYTES * work.label_tokens * work.vocabulary)
 
 
 def logits_bytes(work: Workload) -> int:
     """Return what the logits of a micro-batch need at the worst moment, with the copies of the projection."""
-    vocabulary, width = work.config.vocab_size, work.config.d_model
+    vocabulary, width = work.vocabulary, work.width
     num_tokens = work.label_tokens * work.micro_batch_size
     if is_chunked(work):
         logits = CHUNK_LOGIT_BYTES[work.compute_bytes] * work.loss_chunk_tokens * vocabulary
@@ -83,7 +83,7 @@ def _learns(work: Workload) -> bool:
 
 
 def _layers(name: str, whole: int, count: int, work: Workload, rows: int, ffn: int) -> list[Stage]:
-    width, compute = work.config.d_model, work.compute_bytes
+    width, compute = work.width, work.compute_bytes
     # The gradient of the stream in FP32 and as the last matmul takes it, and of one side of the feed-forward.
     flowing = rows * (width * (FLOAT_BYTES + compute) + compute * ffn)
     border = 0 if work.checkpoint_offload else work.stream_bytes * rows * width
@@ -104,8 +104,8 @@ def _stem(work: Workload) -> int:
     """The two convolutions: their inputs, and the inputs of the two GELUs."""
     if not _learns(work):
         return 0  # no gradient reaches them
-    width, frames = work.config.d_model, work.num_frames
-    elements = work.config.num_mel_bins * frames + 2 * width * frames + width * frames // 2
+    width, frames = work.width, work.num_frames
+    elements = int(work.config.num_mel_bins) * frames + 2 * width * frames + width * frames // 2
     return work.compute_bytes * elements
 
 
@@ -116,31 +116,31 @@ def _output_bytes(work: Workload) -> int:
 
 def _norm(work: Workload, rows: int) -> int:
     """A layer norm keeps its input, on CUDA in FP32, and two statistics a row."""
-    return rows * (_output_bytes(work) * work.config.d_model + 2 * FLOAT_BYTES)
+    return rows * (_output_bytes(work) * work.width + 2 * FLOAT_BYTES)
 
 
 def _encoder_layer(work: Workload) -> int:
     config, rows = work.config, work.num_positions
-    attention = _attention(work, rows, rows, config.encoder_attention_heads)
+    attention = _attention(work, rows, rows, int(config.encoder_attention_heads))
     kept = 2 * _norm(work, rows) + _inputs(work, rows, ("q_proj", "k_proj", "v_proj")) + attention
     if work.precision == "fp16" and work.stream_bytes == 2:
-        kept += 2 * rows * config.d_model  # the clamp of an FP16 stream keeps its input
-    return kept + _feed_forward(work, rows, config.encoder_ffn_dim) + 2 * _dropout(work, rows)
+        kept += 2 * rows * work.width  # the clamp of an FP16 stream keeps its input
+    return kept + _feed_forward(work, rows, work.encoder_ffn) + 2 * _dropout(work, rows)
 
 
 def _decoder_layer(work: Workload) -> int:
     config, rows, positions = work.config, work.label_tokens, work.num_positions
-    heads = config.decoder_attention_heads
+    heads = int(config.decoder_attention_heads)
     kept = 3 * _norm(work, rows) + _inputs(work, rows, ("q_proj", "k_proj", "v_proj"))
     kept += _attention(work, rows, rows, heads)
     kept += _inputs(work, rows, ("q_proj",)) + _inputs(work, positions, ("k_proj", "v_proj"), is_shared=True)
     kept += _attention(work, rows, positions, heads)
-    return kept + _feed_forward(work, rows, config.decoder_ffn_dim) + 3 * _dropout(work, rows)
+    return kept + _feed_forward(work, rows, work.decoder_ffn) + 3 * _dropout(work, rows)
 
 
 def _attention(work: Workload, rows: int, positions: int, heads: int) -> int:
     """Query, key, value, result and log-sums of the fused kernel; and the result again as the projection takes it."""
-    width, compute = work.config.d_model, work.compute_bytes
+    width, compute = work.width, work.compute_bytes
     kept = compute * width * (2 * rows + 2 * positions) + FLOAT_BYTES * heads * rows
     return kept + _half_inputs(work, rows, width, "out_proj")
 
@@ -162,7 +162,7 @@ def _inputs(work: Workload, rows: int, names: tuple[str, ...], *, is_shared: boo
         names: the projections.
         is_shared: the norm's output is counted elsewhere.
     """
-    compute, width = work.compute_bytes, work.config.d_model
+    compute, width = work.compute_bytes, work.width
     if _learns(work):
         is_copied = work.is_autocast and _output_bytes(work) != compute
         copies = len(names) if is_copied else (0 if is_shared else 1)
@@ -184,10 +184,10 @@ def _half_inputs(work: Workload, rows: int, width: int, name: str) -> int:
 
 def _ranks(work: Workload, rows: int) -> int:
     """The narrow tensor between the two matrices of an adapter, and the mask of its dropout."""
-    mask = rows * work.config.d_model if work.finetune.dropout > 0 else 0
+    mask = rows * work.width if work.finetune.dropout > 0 else 0
     return work.compute_bytes * rows * work.finetune.rank + mask
 
 
 def _dropout(work: Workload, rows: int) -> int:
     """The mask of a dropout, a byte an element."""
-    return rows * work.config.d_model if work.config.dropout > 0 else 0
+    return rows * work.width if work.config.dropout > 0 else 0

@@ -86,11 +86,9 @@ def plan_memory(work: Workload, statics: Statics) -> Plan:
         "logits": peak.logits,
     }
     step = _step_peak(work, statics)
-    if step is not None and step > sum(
-        update[name] for name in ("gradients", "autocast copies", "activations", "logits")
-    ):
+    if step > sum(update[name] for name in ("gradients", "autocast copies", "activations", "logits")):
         update |= {"gradients": step, "autocast copies": 0, "activations": 0, "logits": 0}
-    validation: dict[str, float] = {}
+    validation: dict[str, int] = {}
     if work.validates:
         still = {name: update[name] for name in ("weights", "optimiser", "average")}
         validation = still | {"half copy": half_copy_bytes(work, statics)}
@@ -128,7 +126,7 @@ def _update_peak(work: Workload, statics: Statics) -> _Peak:
     adds its own while it frees what it kept.
     """
     clips = work.micro_batch_size
-    batches = FLOAT_BYTES * work.config.num_mel_bins * work.num_frames * clips * work.accumulation_steps
+    batches = FLOAT_BYTES * int(work.config.num_mel_bins) * work.num_frames * clips * work.accumulation_steps
     head = Stage("head", kept_by_head(work), 0)
     stages = [*stages_of(work), head]
     by_stage = dict(statics.gradients_by_stage(work.precision))
@@ -155,7 +153,7 @@ def _update_peak(work: Workload, statics: Statics) -> _Peak:
     return worst
 
 
-def _step_peak(work: Workload, statics: Statics) -> int | None:
+def _step_peak(work: Workload, statics: Statics) -> int:
     """Return the gradients and temporaries while the optimiser steps, where it makes any of size."""
     if work.optimizer != "adafactor":
         return statics.gradients(work.precision)
@@ -165,12 +163,12 @@ def _step_peak(work: Workload, statics: Statics) -> int | None:
 
 def half_copy_bytes(work: Workload, statics: Statics) -> int:
     """Return the bytes of a validation: the half copy, its caches of keys and values, and its encoder at work."""
-    config = work.config
+    config, width = work.config, work.width
     element = 2 if work.device == "cuda" else 4
     clips = work.eval_batch_size
-    positions = config.max_target_positions + work.num_positions
-    caches = 2 * config.decoder_layers * config.d_model * positions * element * clips * work.num_beams
+    positions = int(config.max_target_positions) + work.num_positions
+    caches = 2 * int(config.decoder_layers) * width * positions * element * clips * work.num_beams
     rows = work.num_positions * clips
-    working = rows * element * (4 * config.d_model + 2 * config.encoder_ffn_dim)
+    working = rows * element * (4 * width + 2 * work.encoder_ffn)
     # Reordering beams copies a layer's cache at a time; the teacher-forced loss needs less than that.
     return element * statics.num_parameters + caches + working

@@ -48,6 +48,26 @@ class Workload:
     device: Literal["cuda", "cpu"] = "cuda"
 
     @property
+    def width(self) -> int:
+        """D."""
+        return int(self.config.d_model)
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return int(self.config.vocab_size)
+
+    @property
+    def encoder_ffn(self) -> int:
+        """Width of the encoder's feed-forward."""
+        return int(self.config.encoder_ffn_dim)
+
+    @property
+    def decoder_ffn(self) -> int:
+        """Width of the decoder's feed-forward."""
+        return int(self.config.decoder_ffn_dim)
+
+    @property
     def is_autocast(self) -> bool:
         """True if matmuls run on half-precision copies of their inputs."""
         return self.precision in ("fp16", "bf16")
@@ -101,7 +121,7 @@ def workloads_of(
     """Return what a training puts on its device, once for each window edge that it uses.
 
     Args:
-        settings: of the run, with a number as `trainer.micro_batch_size`.
+        settings: of the run, its micro-batch resolved.
         config: of its model.
         precision: resolved for the device.
         label_tokens: to count with; cut to the positions that the model has.
@@ -109,13 +129,12 @@ def workloads_of(
         num_processes: processes that train together.
     """
     trainer = settings.trainer
-    assert isinstance(trainer.micro_batch_size, int)
     edges_s = sorted({*settings.window.edges_s, *((30.0,) if settings.window.full_share > 0 else ())})
     max_frames = 2 * config.max_source_positions
     found = []
     for edge_s in edges_s:
         num_frames = min(max_frames, 2 * math.ceil(edge_s * FRAMES_PER_S / 2))
-        clips = trainer.micro_batch_size
+        clips = trainer.clips
         if trainer.micro_batch_audio_s is not None:
             clips = max(1, min(clips, int(trainer.micro_batch_audio_s * FRAMES_PER_S) // num_frames))
         found.append(
