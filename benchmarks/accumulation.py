@@ -98,32 +98,35 @@ def reference_gradient() -> Tensor:
 
 def flat_gradient(whisper: WindowedWhisper) -> Tensor:
     """Join all gradients into one vector, float64."""
-    return torch.cat([p.grad.double().flatten() for _, p in sorted(whisper.named_parameters()) if p.grad is not None])
+    gradients = [p.grad for _, p in sorted(whisper.named_parameters()) if p.grad is not None]
+    return torch.cat([gradient.double().flatten().cpu() for gradient in gradients])
 
 
-class _Capture(Updater):
-    """The real updater, with the unscaled gradient kept before the weights move."""
-
-    gradient: Tensor
-
-    def _step(self, loss: float, num_tokens: int, bad_clips: tuple[int, ...]) -> Any:
-        scale = 1.0 if self.scaler is None else self.scaler.get_scale()
-        self.gradient = flat_gradient(self.objective.whisper) / scale
-        return super()._step(loss, num_tokens, bad_clips)
+def make_optimizer(kind: str, whisper: WindowedWhisper) -> torch.optim.Optimizer:
+    """Build `fused_adamw` and `adamw_8bit` as training does, and `plain_adamw` without any kernel of its own."""
+    if kind == "plain_adamw":
+        parameters = [p for p in whisper.parameters() if p.requires_grad]
+        return torch.optim.AdamW(parameters, lr=1e-3, fused=False, foreach=False)
+    name = "adamw" if kind == "fused_adamw" else kind
+    return build_optimizer(OptimizerSettings(name, lr=1e-3), whisper.named_parameters())
 
 
-def our_gradient(precision_name: str, micro_batch_size: int) -> tuple[Tensor, float]:
-    """Return gradient and loss of one update by our code."""
+def our_gradient(
+    precision_name: str, micro_batch_size: int, *, kind: str = "fused_adamw", device: str = "cpu"
+) -> tuple[Tensor, float]:
+    """Return gradient and loss of one update by our code, the gradient on the host."""
     AcceleratorState._reset_state(True)
     settings = PrecisionSettings(precision_name, init_scale=1024.0)
-    precision = resolve_precision(settings, inspect_device(torch.device("cpu")))
+    precision = resolve_precision(settings, inspect_device(torch.device(device)))
     accelerator: Accelerator = build_accelerator(precision, settings)
     whisper = build_whisper()
     objective = accelerator.prepare(TrainingObjective(whisper))
-    optimizer = build_optimizer(OptimizerSettings(), whisper.named_parameters())
-    updater = _Capture(objective, optimizer, accelerator, max_grad_norm=0.0)
+    optimizer = make_optimizer(kind, whisper)
+    seen: list[Tensor] = []  # unscaled, before the weights move
+    optimizer.register_step_pre_hook(lambda *_: seen.append(flat_gradient(whisper)))
+    updater = Updater(objective, optimizer, accelerator, max_grad_norm=0.0)
     result = updater.update(split_batches(micro_batch_size), lr=0.0)
-    return updater.gradient, result.loss
+    return seen[0], result.loss
 
 
 def hugging_face_norm(micro_batch_size: int, accumulation: int) -> tuple[float, float]:

@@ -77,6 +77,12 @@ class SpeechBatch:
     """Rows of the plan that could not be read; they are in no tensor."""
 
     @property
+    def num_frames(self) -> int:
+        """Mel frames of the window, also while the features are still waveforms."""
+        length = self.input_features.shape[-1]
+        return length if self.pending is None else length // HOP_LENGTH
+
+    @property
     def num_label_tokens(self) -> int:
         """Positions that carry loss; on the host, so counting never waits for a device."""
         return self._num_label_tokens

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoder
+
+from infer.attention import StridedAttention
+from infer.decoder import WholeDecoder
 
 CPU_FRAMES_AT_ONCE = 3000  # measured with Whisper tiny: 30 s; more is slower from 2000 frames on
 
@@ -83,8 +86,12 @@ class WindowedEncoder(WhisperEncoder):
 
 
 class WindowedWhisper(WhisperForConditionalGeneration):
-    """`WhisperForConditionalGeneration` whose encoder takes short windows; weights and names are the same."""
+    """`WhisperForConditionalGeneration` that takes short windows and copies less; weights and names are the same."""
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
         self.model.encoder.__class__ = WindowedEncoder
+        self.model.decoder.__class__ = WholeDecoder
+        for module in self.modules():
+            if type(module) is WhisperAttention:
+                module.__class__ = StridedAttention

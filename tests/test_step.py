@@ -12,12 +12,14 @@ import pytest
 import torch
 from conftest import fake_batch, tiny_whisper
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.batches import collate
 from data.labels import IGNORE_INDEX, Labels
 from data.loaders import UpdateBatches
 from data.plan import Position
 from train.ema import WeightAverage
+from train.feed import Feed
 from train.guard import NonFiniteError
 from train.loop import Loop
 from train.loss import TrainingObjective
@@ -128,6 +130,8 @@ def _loop(updater, accelerator):
     parts = SimpleNamespace(
         updater=updater,
         accelerator=accelerator,
+        whisper=tiny_whisper(),
+        matmul_flops_per_s=None,
         dataset=SimpleNamespace(num_rows=3),
         memory=None,
         refused=(),
@@ -135,7 +139,7 @@ def _loop(updater, accelerator):
     )
     settings = SimpleNamespace(
         dataset=SimpleNamespace(on_bad="strict", max_bad_share=0.0),
-        trainer=SimpleNamespace(max_steps=len(PLAN)),
+        trainer=SimpleNamespace(max_steps=len(PLAN), loss_chunk_tokens=0),
         schedule=ScheduleSettings("constant", warmup_steps=10),
         optimizer=SimpleNamespace(lr=0.01),
     )
@@ -160,7 +164,8 @@ def test_planted_overflows_follow_the_oracle_exactly(kind):
         objective.plant = PLAN[i]
         batch = fake_batch(3, num_frames=2, seed=i)
         before = objective.w.detach().clone(), average.average["w"].clone(), loop._lr()
-        result, _ = loop._update(iter([UpdateBatches((batch,), Position(0, i), Position(0, i + 1))]))
+        updates = iter([UpdateBatches((batch,), Position(0, i), Position(0, i + 1))])
+        result, _ = loop._update(Feed(updates, torch.device("cpu")))
 
         assert (result.loss_scale, result.skipped, loop.progress.applied) == (scale, skipped, applied)
         assert (loop.progress.attempted, loop.progress.position) == (i + 1, Position(0, i + 1))
@@ -302,3 +307,59 @@ def test_the_rate_is_set_before_the_step():
     before = objective.w.detach().clone()
     updater.update([fake_batch(1, num_frames=2)], lr=0.0)
     assert torch.equal(objective.w, before)
+
+
+class _Questions(TorchDispatchMode):
+    """Count what makes the host wait for a device: a value asked for, or a shape that hangs on values."""
+
+    WAITING = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.WAITING:
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_update_waits_for_the_device_once(mode, kind, monkeypatch):
+    """In the model, the loss, the norm, the scaler, the optimizer and the average nothing is asked for."""
+    objective = TrainingObjective(tiny_whisper())
+    accelerator = _accelerator(mode, init_scale=256.0)
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.01, **OPTIMIZERS[kind])
+    average = WeightAverage(objective.named_parameters(), decay=0.5)
+    updater = Updater(accelerator.prepare(objective), optimizer, accelerator, max_grad_norm=0.1, average=average)
+    reads, order = [], []
+    read = Updater._read
+
+    def counted(self, figures):
+        reads.append(len(figures))
+        order.append("wait")
+        return read(self, figures)
+
+    monkeypatch.setattr(Updater, "_read", counted)
+    for _ in range(2):
+        reads.clear()
+        batches = _cut([2, 3])
+        with _Questions() as questions:
+            result = updater.update(batches, lr=0.01, meanwhile=lambda: order.append("meanwhile"))
+        assert reads == [3]
+        # An optimizer that is not fused reads its own step count, which lies on the host.
+        assert questions.names == [] or (kind == "plain" and set(questions.names) == {"_local_scalar_dense"})
+        assert len(questions.names) <= len(parameters)
+        assert result.grad_norm > 0.1
+    assert order == ["meanwhile", "wait"] * 2
+
+
+def test_the_counter_of_questions_sees_one():
+    with _Questions() as questions:
+        float(torch.ones(1) + 1)
+        bool(torch.ones(()) > 0)
+        torch.tensor([True, False, True]).nonzero()
+    assert questions.names.count("_local_scalar_dense") + questions.names.count("is_nonzero") == 2
+    assert questions.names[-1] == "nonzero"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from train.adapters import merged_state, trainable_state
 from train.checkpoint import Checkpoint, prune_checkpoints, random_states, restore_random_states, save_checkpoint
 from train.counters import Progress
 from train.ema import WeightAverage
+from train.feed import Feed
+from train.flops import FlopCount
 from train.guard import SkipGuard
 from train.half import HalfCopy
 from train.loss import TrainingObjective
@@ -59,6 +61,8 @@ class Parts:
     run_dir: Path
     source: Mapping[str, str | None]
     """Where the weights came from."""
+    matmul_flops_per_s: float | None = None
+    """What the device was measured to do; None where it was not."""
     memory: PlanCheck | None = None
     """Holds the plan of its memory against what is measured."""
 
@@ -77,7 +81,12 @@ class Loop:
             max_bad_share=settings.dataset.max_bad_share,
             refused=parts.refused,
         )
-        self.throughput = Throughput(parts.accelerator.device)
+        self.throughput = Throughput(
+            parts.accelerator.device,
+            flops=FlopCount(parts.whisper, loss_chunk_tokens=settings.trainer.loss_chunk_tokens),
+            matmul_flops_per_s=parts.matmul_flops_per_s,
+            num_ranks=parts.accelerator.num_processes,
+        )
         self.signals = StopSignals()
         self._saved: dict[str, Any] | None = None
 
@@ -89,11 +98,11 @@ class Loop:
     def run(self) -> bool:
         """Train; return True if the run is complete, False if a signal stopped it."""
         trainer = self.settings.trainer
+        device = self.parts.accelerator.device
         updates = self.parts.dataset.open(
-            self.progress.position,
-            num_workers=trainer.num_workers,
-            pin_memory=self.parts.accelerator.device.type == "cuda",
+            self.progress.position, num_workers=trainer.num_workers, pin_memory=device.type == "cuda"
         )
+        feed = Feed(updates, device)
         self.parts.objective.train()
         with (
             self.signals,
@@ -106,7 +115,7 @@ class Loop:
                 and self.signals.received is None
                 and not self._is_worn_out()
             ):
-                result, batches = self._update(updates)
+                result, batches = self._update(feed)
                 bar.advance(result, lr=self._lr_taken(), audio_s=sum(b.audio_s for b in batches.micro_batches))
                 if self._is_due(trainer.log_every_steps) or self.progress.attempted == trainer.max_steps:
                     self._log(result)
@@ -140,13 +149,12 @@ class Loop:
         """Return the rate of the last update; the schedule already stands at the next one."""
         return float(self.parts.optimizer.param_groups[0]["lr"])
 
-    def _update(self, updates: Iterator[UpdateBatches]) -> tuple[UpdateResult, UpdateBatches]:
-        with self.throughput.waiting():
-            batches = next(updates)
+    def _update(self, feed: Feed) -> tuple[UpdateResult, UpdateBatches]:
+        batches = feed.next()
         num_rows, audio_s = self.parts.dataset.num_rows, self.parts.dataset.audio_s
         self.quarantine.add(batches.rejected, num_rows=num_rows, audio_s=audio_s)
         micro_batches = self.quarantine.without(batches.micro_batches)
-        result = self.parts.updater.update(micro_batches, lr=self._lr())
+        result = self.parts.updater.update(micro_batches, lr=self._lr(), meanwhile=feed.read_ahead)
         progress = self.progress
         progress.attempted += 1
         progress.applied += not result.skipped
@@ -154,14 +162,15 @@ class Loop:
         if result.bad_clips:
             self.quarantine.add_non_finite(micro_batches, result.bad_clips, num_rows=num_rows, audio_s=audio_s)
         module = self.parts.updater.find_non_finite(micro_batches[0]) if result.skipped else None
-        self.guard.record(skipped=result.skipped, loss_scale=result.loss_scale, module=module)
+        # Asked for only where it matters: the answer waits for the device.
+        loss_scale = result.loss_scale if result.skipped else None
+        self.guard.record(skipped=result.skipped, loss_scale=loss_scale, module=module)
         memory = self.parts.memory
         if memory is not None and (figures := memory.record(micro_batches)):
             for tracker in self.parts.trackers:
                 tracker.log(figures, step=progress.attempted)
         self.throughput.record(
-            audio_s=sum(batch.audio_s for batch in batches.micro_batches) * self.parts.accelerator.num_processes,
-            num_label_tokens=result.num_label_tokens,
+            batches.micro_batches, num_label_tokens=result.num_label_tokens, waited_s=feed.take_waited_s()
         )
         return result, batches
 

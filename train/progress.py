@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from train.step import UpdateResult
 
 LINE_EVERY_S = 10.0  # where there is no terminal to draw in, a line now and then
+DRAW_EVERY_S = 0.2
 
 
 class ProgressBar:
@@ -23,6 +24,7 @@ class ProgressBar:
         self._audio_s = 0.0
         self._began = self._spoke = time.perf_counter()
         self._bar: Progress | None = None
+        self._every_s = LINE_EVERY_S
         if shown and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("training"),
@@ -34,6 +36,7 @@ class ProgressBar:
                 TimeRemainingColumn(),
                 console=self._console,
             )
+            self._every_s = DRAW_EVERY_S
             self._task = self._bar.add_task("training", total=max_steps, completed=start, figures="")
 
     def __enter__(self) -> ProgressBar:
@@ -50,11 +53,14 @@ class ProgressBar:
         self._step += 1
         self._audio_s += audio_s
         now = time.perf_counter()
+        is_last = self._step == self._max_steps
+        if not self._shown or (now - self._spoke < self._every_s and not is_last):
+            return  # asking for the loss scale waits for the device, and drawing takes time
+        self._spoke = now
         speed = self._audio_s / max(1e-9, now - self._began)
         scale = "" if result.loss_scale is None else f"  scale {result.loss_scale:g}"
         figures = f"loss {result.loss:.3f}  lr {lr:.1e}{scale}  {speed:.0f} audio-s/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=self._step, figures=figures)
-        elif self._shown and (now - self._spoke > LINE_EVERY_S or self._step == self._max_steps):
-            self._spoke = now
+        else:
             self._console.print(f"step {self._step}/{self._max_steps}  {figures}", highlight=False)

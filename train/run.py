@@ -19,6 +19,7 @@ from data.labels import LabelBuilder
 from data.loaders import ClipRecipe
 from train.adapters import choose_trainable, count_parameters, enable_checkpointing
 from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from train.compiling import compile_layers
 from train.corpus import all_texts, open_training, open_validation
 from train.curves import draw_curves
 from train.ema import WeightAverage
@@ -43,6 +44,7 @@ from train.quarantine import append_quarantine
 from train.runtime import build_accelerator, configure_logging, open_run_dir, seed_everything
 from train.settings import TrainSettings
 from train.step import Updater
+from train.throughput import measure_matmul_rate
 from train.tracking import MetricsFile, Tracker, WandbTracker
 
 logger = logging.getLogger(__name__)
@@ -181,6 +183,8 @@ def _build_loop(
     trainer = settings.trainer
     if trainer.gradient_checkpointing:
         enable_checkpointing(whisper, every_layers=trainer.checkpoint_every_layers, offload=trainer.checkpoint_offload)
+    if trainer.compile:
+        compile_layers(whisper)
     label_builder = LabelBuilder(
         loaded.tokenizer,
         max_positions=whisper.config.max_target_positions,
@@ -236,9 +240,19 @@ def _build_loop(
         trackers=_open_trackers(settings, run_dir, checkpoint, validation_clips) if accelerator.is_main_process else (),
         run_dir=run_dir,
         source=loaded.source,
+        matmul_flops_per_s=_matmul_rate(accelerator.device, precision),
         memory=PlanCheck(plan, accelerator.device),
     )
     return Loop(parts, settings)
+
+
+def _matmul_rate(device: torch.device, precision: Precision) -> float | None:
+    """Measure what the card does in the precision of the run; on a CPU it would tell little and take long."""
+    if device.type != "cuda":
+        return None
+    rate = measure_matmul_rate(device, precision.compute_dtype)
+    logger.info("matrix products: %.0f TFLOP/s measured; MFU is a share of that", rate / 1e12)
+    return rate
 
 
 def _admit(

@@ -77,6 +77,8 @@ class TrainerSettings:
     """With `gradient_checkpointing`: recompute every layer, every second one, ..."""
     checkpoint_offload: bool = False
     """With `gradient_checkpointing`: what enters recomputed layers waits in host memory."""
+    compile: bool = False
+    """Compile each layer: a minute or more at the start, once for each window length, then faster updates on CUDA."""
     ema_decay: float = 0.0
     """Of the moving average of the weights, which is then validated and exported; 0 switches it off."""
     ema_device: str = "auto"

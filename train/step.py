@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,12 +32,30 @@ class UpdateResult:
     grad_norm: float | None
     """Before clipping; None where the update was skipped."""
     skipped: bool
-    loss_scale: float | None
-    """After the update; None without a scaler."""
     num_label_tokens: int
     """Over all ranks."""
     bad_clips: tuple[int, ...]
     """Clips whose loss was not finite; the update went on without them."""
+    scale: Tensor | None = None
+    """The loss scale after the update, still on the device; None without a scaler."""
+
+    @property
+    def loss_scale(self) -> float | None:
+        """The loss scale after the update; asking waits for the device."""
+        return None if self.scale is None else float(self.scale)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a forward and backward of all micro-batches came to."""
+
+    loss: float
+    norm: Tensor
+    """Of the unscaled gradient, on the device."""
+    grad_norm: float
+    is_overflown: bool
+    """The gradient is not finite on some rank."""
+    num_tokens: int
 
 
 class Updater:
@@ -80,12 +98,15 @@ class Updater:
         scaler: torch.amp.GradScaler | None = self.accelerator.scaler
         return scaler
 
-    def update(self, micro_batches: Sequence[SpeechBatch], *, lr: float) -> UpdateResult:
-        """Run one update.
+    def update(
+        self, micro_batches: Sequence[SpeechBatch], *, lr: float, meanwhile: Callable[[], None] | None = None
+    ) -> UpdateResult:
+        """Run one update; the host waits for the device once.
 
         Args:
             micro_batches: of this rank; every rank has the same number.
             lr: learning rate of this update.
+            meanwhile: called while the device computes, before the host waits for it.
 
         Raises:
             NonFiniteError: if no clip of the update has a finite loss.
@@ -94,29 +115,38 @@ class Updater:
             group["lr"] = lr
         batches = [batch.to(self.accelerator.device).with_features(self.log_mel) for batch in micro_batches]
         bad_clips: tuple[int, ...] = ()
-        batches, loss, num_tokens = self._accumulate_within_memory(batches)
-        if not math.isfinite(loss):
+        batches, outcome = self._accumulate_within_memory(batches, meanwhile)
+        if not math.isfinite(outcome.loss):
+            if self.scaler is not None:  # forget what was found in these gradients; the scale stays
+                self.scaler.update(self.scaler.get_scale())
             batches, bad_clips = self._drop_non_finite(batches)
-            loss, num_tokens = self._accumulate(batches)
-        return self._step(loss, num_tokens, bad_clips)
+            outcome = self._accumulate(batches)
+        return self._step(outcome, bad_clips)
 
-    def _accumulate_within_memory(self, batches: list[SpeechBatch]) -> tuple[list[SpeechBatch], float, int]:
+    def _accumulate_within_memory(
+        self, batches: list[SpeechBatch], meanwhile: Callable[[], None] | None
+    ) -> tuple[list[SpeechBatch], _Outcome]:
         """Accumulate; where memory runs out, again with smaller micro-batches if that is allowed."""
         if self.shortage is None:
-            return batches, *self._accumulate(batches)
+            return batches, self._accumulate(batches, meanwhile)
         batches = self.shortage.cut(batches)
         while True:
             try:
-                return batches, *self._accumulate(batches)
+                return batches, self._accumulate(batches, meanwhile)
             except torch.OutOfMemoryError as e:
                 message = str(e)
             self.optimizer.zero_grad(set_to_none=True)
             batches = self.shortage.resolve(batches, message)
 
-    def _accumulate(self, batches: Sequence[SpeechBatch]) -> tuple[float, int]:
-        """Add up the gradients of all micro-batches; return the mean loss and the token count, over all ranks."""
+    def _accumulate(self, batches: Sequence[SpeechBatch], meanwhile: Callable[[], None] | None = None) -> _Outcome:
+        """Add up the gradients of all micro-batches and unscale them; return what the host has to know, of all ranks.
+
+        Whether the loss is finite decides what is computed next, and a skipped update holds the learning rate back: so
+        one wait for the device is needed, and it brings all figures at once. Behind it the optimiser's kernels run
+        while the host prepares the next forward.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        num_tokens = self._count_tokens(batches)
+        count, weight = self._weigh(batches)
         total = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(batches):
             is_last = i == len(batches) - 1
@@ -124,52 +154,57 @@ class Updater:
             exchange = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.objective)
             with exchange:
                 nll = self._nll(batch)
-                scaled = nll * (self.accelerator.num_processes / num_tokens)
+                scaled = nll * weight
                 (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
             total += nll.detach()
-        total = self.accelerator.reduce(total, reduction="sum")
-        return float(total) / num_tokens, num_tokens  # the update's one wait for the device
-
-    def _count_tokens(self, batches: Sequence[SpeechBatch]) -> int:
-        count = sum(batch.num_label_tokens for batch in batches)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        figures = torch.stack([total, (~norm.isfinite()).float()])
         if self.accelerator.num_processes > 1:
-            tensor = torch.tensor(count, device=self.accelerator.device)
-            count = int(self.accelerator.reduce(tensor, reduction="sum"))
-        return max(1, count)
+            figures = self.accelerator.reduce(figures, reduction="sum")
+        if meanwhile is not None:
+            meanwhile()
+        asked = [figures[0], figures[1], norm] + ([count] if isinstance(count, Tensor) else [])
+        loss_sum, num_overflown, grad_norm, *counted = self._read(asked)
+        num_tokens = int(counted[0] if counted else count)
+        return _Outcome(loss_sum / num_tokens, norm, grad_norm, num_overflown > 0, num_tokens)
 
-    def _step(self, loss: float, num_tokens: int, bad_clips: tuple[int, ...]) -> UpdateResult:
-        scaler = self.scaler
-        scale_before = None
+    def _weigh(self, batches: Sequence[SpeechBatch]) -> tuple[int | Tensor, float | Tensor]:
+        """Return the label tokens of the update over all ranks, and what each token weighs; without any wait."""
+        num_ranks = self.accelerator.num_processes
+        num_tokens = sum(batch.num_label_tokens for batch in batches)
+        if num_ranks == 1:
+            return max(1, num_tokens), 1 / max(1, num_tokens)
+        count = torch.tensor(num_tokens, dtype=torch.float64).to(self.accelerator.device, non_blocking=True)
+        count = self.accelerator.reduce(count, reduction="sum").clamp_min(1)
+        return count, (num_ranks / count).float()
+
+    def _read(self, figures: Sequence[Tensor]) -> list[float]:
+        """Bring figures to the host: the update's one wait for the device."""
+        return [float(figure) for figure in torch.stack([figure.double() for figure in figures]).tolist()]
+
+    def _step(self, outcome: _Outcome, bad_clips: tuple[int, ...]) -> UpdateResult:
+        scaler, skipped = self.scaler, outcome.is_overflown
+        if not skipped:
+            if 0 < self.max_grad_norm < outcome.grad_norm:
+                torch.nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, outcome.norm)
+            self.optimizer.step()  # not through the scaler, which would ask the device what is known here
         if scaler is not None:
-            scaler.unscale_(self.optimizer)
-            scale_before = scaler.get_scale()
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        grad_norm = float(norm)
-        if self.max_grad_norm > 0 and math.isfinite(grad_norm):
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, norm)
-        if scaler is None or scale_before is None:
-            skipped = not math.isfinite(grad_norm)
-            if not skipped:
-                self.optimizer.step()
-            loss_scale = None
-        else:
-            scaler.step(self.optimizer)
+            if skipped:  # also where another rank alone found it, so that scales never part
+                for flag in scaler._found_inf_per_device(self.optimizer).values():
+                    flag.fill_(1.0)
             scaler.update()
-            loss_scale = scaler.get_scale()
-            # The scale falls exactly when the scaler found an overflow; a fused optimiser skips inside its kernel and
-            # tells nobody else.
-            skipped = loss_scale < scale_before
         self.optimizer.zero_grad(set_to_none=True)
         if not skipped and self.average is not None:
             self.average.update()
         return UpdateResult(
-            loss=loss,
-            grad_norm=None if skipped else grad_norm,
+            loss=outcome.loss,
+            grad_norm=None if skipped else outcome.grad_norm,
             skipped=skipped,
-            loss_scale=loss_scale,
-            num_label_tokens=num_tokens,
+            num_label_tokens=outcome.num_tokens,
             bad_clips=bad_clips,
+            scale=None if scaler is None else scaler._get_scale_async().clone(),  # type: ignore[union-attr]
         )
 
     def _drop_non_finite(self, batches: Sequence[SpeechBatch]) -> tuple[list[SpeechBatch], tuple[int, ...]]:
