@@ -70,11 +70,16 @@ def settings_from_plain(plain: dict[str, Any]) -> TrainSettings:
 def main(config: DictConfig) -> int:
     """Train."""
     from train.run import run_training
+    from train.signals import EXIT_PROCESSES, EXIT_STORAGE, PeerError, StorageError
 
-    result = run_training(build_settings(config))
-    if result.export_dir is None:
+    try:
+        result = run_training(build_settings(config))
+    except (StorageError, PeerError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_STORAGE if isinstance(e, StorageError) else EXIT_PROCESSES
+    if result.exit_code:
         print(f"stopped at step {result.step}; the same command goes on from there")
-        return 128 + (result.stop_signal or 0)
+        return result.exit_code
     print(f"artefact: {result.export_dir}")
     print(f"score it: python scripts/evaluate.py artefact={result.export_dir} dataset=manifest dataset.test=...")
     return 0

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 class Quarantine:
     """Rows that are out, by the keys of their references."""
 
-    def __init__(self, path: Path, *, on_bad: str, max_bad_share: float, num_refused: int) -> None:
+    def __init__(self, path: Path, *, on_bad: str, max_bad_share: float, num_refused: int, writes: bool = True) -> None:
         """Begin with none.
 
         Args:
@@ -26,11 +26,13 @@ class Quarantine:
             on_bad: `strict`, `quarantine` or `report`; see `data.ingest.admit`.
             max_bad_share: share of all lines above which `quarantine` stops.
             num_refused: lines that were left out when the sources were opened.
+            writes: whether this process is the one that keeps the file.
         """
         self.path = path
         self.on_bad = on_bad
         self.max_bad_share = max_bad_share
         self.num_refused = num_refused
+        self.writes = writes
         self.known: dict[int, Rejected] = {}
 
     def add(self, bad: Sequence[BadRow], *, num_rows: int) -> None:
@@ -47,7 +49,8 @@ class Quarantine:
         if not fresh:
             return
         self.known.update(fresh)
-        append_quarantine(self.path, list(fresh.values()))
+        if self.writes:
+            append_quarantine(self.path, list(fresh.values()))
         logger.warning("quarantined: %s", summarise(fresh.values()))
         num_bad, num_lines = len(self.known) + self.num_refused, num_rows + self.num_refused
         is_too_much = self.on_bad == "quarantine" and num_bad / num_lines > self.max_bad_share
@@ -56,20 +59,6 @@ class Quarantine:
                 f"{num_bad} of {num_lines} clips cannot be used, more than dataset.max_bad_share="
                 f"{self.max_bad_share:g} or dataset.on_bad=strict allow; they are listed in {self.path}"
             )
-
-    def add_non_finite(self, micro_batches: Sequence[SpeechBatch], clips: Sequence[int], *, num_rows: int) -> None:
-        """List the rows of clips whose loss was not finite."""
-        bad = [
-            BadRow(
-                row.key,
-                reject(Reason.LOSS_NOT_FINITE, manifest=row.manifest, line=row.line, id=row.id, audio=row.audio),
-            )
-            for batch in micro_batches
-            for clip, members in zip(batch.clips, batch.members, strict=True)
-            if clip in clips
-            for row in members
-        ]
-        self.add(bad, num_rows=num_rows)
 
     def without(self, micro_batches: Sequence[SpeechBatch]) -> list[SpeechBatch]:
         """Return the batches without the clips whose loss was not finite; those that cannot be read never come."""
@@ -90,6 +79,22 @@ class Quarantine:
     def load_state(self, state: Sequence[Sequence[Any]]) -> None:
         """Read it back."""
         self.known = {int(key): Rejected(**record) for key, record in state}
+
+
+def non_finite_rows(micro_batches: Sequence[SpeechBatch], clips: Sequence[int]) -> list[BadRow]:
+    """Return the rows of clips whose loss was not finite."""
+    if not clips:
+        return []
+    return [
+        BadRow(
+            row.key,
+            reject(Reason.LOSS_NOT_FINITE, manifest=row.manifest, line=row.line, id=row.id, audio=row.audio),
+        )
+        for batch in micro_batches
+        for clip, members in zip(batch.clips, batch.members, strict=True)
+        if clip in clips
+        for row in members
+    ]
 
 
 def append_quarantine(path: Path, rejected: Sequence[Rejected]) -> None:

@@ -20,6 +20,7 @@ from data.batches import SpeechBatch
 from data.features import LogMel
 from train.ema import WeightAverage
 from train.guard import NonFiniteError, first_non_finite
+from train.ranks import agree_on_norm, agree_on_overflow
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,10 @@ class Updater:
         scale_before = None
         if scaler is not None:
             scaler.unscale_(self.optimizer)
+            agree_on_overflow(scaler, self.optimizer)
             scale_before = scaler.get_scale()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = agree_on_norm(torch.nn.utils.get_total_norm(gradients))
         grad_norm = float(norm)
         if self.max_grad_norm > 0 and math.isfinite(grad_norm):
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, norm)
@@ -164,9 +166,10 @@ class Updater:
                 losses = [self._loss_of(batch.select([i])) for i in range(len(batch.clips))]
                 kept = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
                 bad_clips += [batch.clips[i] for i in range(len(batch.clips)) if i not in kept]
-                if kept:
-                    kept_batches.append(batch.select(kept))
-        if not kept_batches:
+                # What is left of a rank's update stays as many forwards, since gradients are exchanged in the last one.
+                kept_batches.append(batch.select(kept) if kept else batch.blank())
+        num_kept = torch.tensor(sum(len(batch.clips) for batch in kept_batches), device=self.accelerator.device)
+        if int(self.accelerator.reduce(num_kept, reduction="sum")) == 0:
             module = self.find_non_finite(batches[0])
             raise NonFiniteError(f"no clip of this update has a finite loss; first non-finite output in {module}")
         return kept_batches, tuple(bad_clips)

@@ -1,0 +1,130 @@
+"""What the processes of one run agree on: overflows, stops, bad clips, and that their weights are the same.
+
+With one process every answer is its own, at no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from train.signals import PeerError
+
+PATIENCE = timedelta(hours=6)  # of an agreement; a rank that is lost is found by the heartbeat
+CHUNK = 1 << 22  # weights hashed at once: 32 MiB of int64
+
+
+def agree_on_overflow(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> None:
+    """Let an overflow on one rank skip the update on all; call between `unscale_` and `step`.
+
+    Gradients are the same on all ranks after their exchange, unless something goes wrong behind it: then one rank
+    would skip, and from there on hold another scale and other weights. Does not wait for the device.
+    """
+    if not _has_peers():
+        return
+    for found in scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+
+
+def agree_on_norm(norm: Tensor) -> Tensor:
+    """Return the gradient norm, or infinity on all ranks where it is not finite on one."""
+    if not _has_peers():
+        return norm
+    is_bad = (~torch.isfinite(norm)).float()
+    dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)
+    return torch.where(is_bad > 0, torch.full_like(norm, torch.inf), norm)
+
+
+class Ranks:
+    """Questions that all ranks must ask together; asked on the host, so that no device is waited for."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank() if _has_peers() else 0
+        self.world_size = dist.get_world_size() if _has_peers() else 1
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world_size > 1 else None
+
+    def largest(self, value: int) -> int:
+        """Return the largest value of all ranks."""
+        if self._group is None:
+            return value
+        tensor = torch.tensor(value)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
+        return int(tensor)
+
+    def wait(self) -> None:
+        """Wait for all ranks, as long as loading and exporting may take."""
+        self.largest(0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in their order."""
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def join(self, items: Sequence[Any]) -> list[Any]:
+        """Return the items of all ranks; costs one number where there are none."""
+        if not self.largest(len(items)):
+            return []
+        return [item for values in self.gather(list(items)) for item in values]
+
+    def verify_same_weights(self, named_parameters: Iterable[tuple[str, nn.Parameter]], *, step: int) -> None:
+        """Compare the weights of all ranks by their hashes.
+
+        Raises:
+            PeerError: if they differ; names the ranks and the first parameter.
+        """
+        if self._group is None:
+            return
+        names, tensors = zip(*named_parameters, strict=True)
+        found = self.gather(weight_hashes(tensors))
+        if all(hashes == found[0] for hashes in found):
+            return
+        first = next(i for i in range(len(names)) if len({hashes[i] for hashes in found}) > 1)
+        values = [hashes[first] for hashes in found]
+        usual = max(set(values), key=values.count)
+        odd = [rank for rank, value in enumerate(values) if value != usual]
+        who = f"rank {', '.join(map(str, odd))} differs" if values.count(usual) > 1 else "all ranks differ"
+        raise PeerError(
+            f"step {step}: the ranks hold other weights, first in {names[first]} ({who}); what they learn from here on "
+            "is not one model. The same command goes on from the last checkpoint; if it comes again, look at that "
+            "machine's memory and card"
+        )
+
+
+def weight_hashes(tensors: Iterable[Tensor]) -> list[int]:
+    """Return a 64-bit hash of each tensor's bits, computed where it lies; waits for the device once.
+
+    Each 32-bit word is multiplied by an odd number that depends on its place, and the products are added modulo 2^64:
+    any single word that differs changes the sum, and words that change places do so, too.
+    """
+    sums = [_hash(tensor.detach()) for tensor in tensors]
+    return torch.stack([total.cpu() for total in sums]).tolist() if sums else []
+
+
+def _hash(tensor: Tensor) -> Tensor:
+    flat = tensor.contiguous().reshape(-1)
+    words = flat.view(torch.int32 if flat.element_size() % 4 == 0 else torch.uint8)
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    odd = 2 * torch.arange(min(CHUNK, words.numel()), device=tensor.device) * 0x5851F42D4C957F2D % (1 << 62) | 1
+    for i, start in enumerate(range(0, words.numel(), CHUNK)):
+        part = words[start : start + CHUNK].to(torch.int64)
+        total = total * 0x14057B7EF767814F + (part * (odd[: len(part)] + 2 * i)).sum()
+    return total
+
+
+def is_exchange_failure(error: RuntimeError) -> bool:
+    """Say whether an error comes from an exchange between processes, as when one of them has died."""
+    words = ("gloo", "nccl", "connection", "broken pipe", "process group", "timed out")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+
+
+def _has_peers() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
