@@ -103,6 +103,7 @@ def stop_runs(folder: Path, *, num_cases: int, workers: int) -> dict[str, Any]:
 
             def prepare() -> None:
                 kill_at(touch, signal.SIGTERM)()
+
         pid = toys.start(name, prepare=prepare)
         started = time.monotonic()
         if kind in ("moment", "twice"):
@@ -143,7 +144,7 @@ def _judge_stop(toys: ToyRuns, name: str, whole: dict[str, Any], ending: Ending,
 
 
 def _stop_in_validation(mark: Path, share: float) -> None:
-    """Let a child send itself SIGTERM in the middle of a validation: by an alarm, so that it comes between two lines."""
+    """Let a child send itself SIGTERM in the middle of a validation, by an alarm: between any two lines."""
     real = train.loop.validate
 
     def validate(*arguments: Any, **options: Any) -> Any:

@@ -21,7 +21,7 @@ TOUCHES = (
 
 
 def install(act: Callable[[int, str], None]) -> None:
-    """Call `act(number, name)` before each touch, counted from 1 over the whole process; what it raises, the touch does.
+    """Call `act(number, name)` before each touch, counted from 1; what it raises, the touch raises.
 
     For a child process: nothing is put back.
     """

@@ -117,6 +117,8 @@ class Loop:
                 trainer.max_steps, start=self.progress.attempted, shown=self.parts.accelerator.is_main_process
             ) as bar,
         ):
+            if self.progress.attempted > 0 and self._is_due(trainer.eval_every_steps) and not self._was_validated():
+                self._validate()  # given up when the run was stopped
             while (
                 self.progress.attempted < trainer.max_steps and not self._is_worn_out() and not self._must_stop(limit)
             ):
