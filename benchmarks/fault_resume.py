@@ -53,7 +53,10 @@ def leave_out(folder: Path, *, parts: list[str], workers: int) -> dict[str, Any]
         ending = wait_for(toys.start(name, **every))
         if ending.code != 0:
             return {"found": "noticed"}
-        after = toys.fingerprint(name)
+        try:
+            after = toys.fingerprint(name)
+        except ValueError as e:
+            return {"found": str(e)}
         first = [a["step"] for a, b in zip(whole["log"], after["log"], strict=False) if a != b]
         if first:
             return {"found": f"log differs from update {first[0]}"}

@@ -62,10 +62,7 @@ def build_accelerator(
         kwargs_handlers=[
             GradScalerKwargs(**scaler_options),
             AutocastKwargs(cache_enabled=cache_autocast),
-            # No buffer is exchanged, since a forward may then come on one rank alone, as when a bad clip is looked for.
-            DistributedDataParallelKwargs(
-                find_unused_parameters=False, gradient_as_bucket_view=True, broadcast_buffers=False
-            ),
+            DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=timedelta(seconds=10 * rank_timeout_s)),
         ],
     )
