@@ -44,7 +44,7 @@ def plant_overflows(kind: str, *, num_planted: int) -> dict[str, Any]:
     optimizer = _build(kind, parameters)
     average = WeightAverage(whisper.named_parameters(), decay=0.9)
     updater = Updater(objective, optimizer, accelerator, max_grad_norm=1.0, average=average)
-    batches = split_batches(4)
+    batches = split_batches(8)
     rng = random.Random(kind)
     num_updates = 3 * num_planted
     planted = set(rng.sample(range(num_updates), num_planted))

@@ -45,7 +45,7 @@ def plant_secrets(folder: Path) -> dict[str, Any]:
     runs = {
         "whole": [*whole, f"run.dir={folder / 'whole'}"],
         "fails": [*whole, "optimizer.lr=1e30", "optimizer.max_grad_norm=0", f"run.dir={folder / 'fails'}"],
-        "says a secret": [*whole, f"dataset.train=/nowhere/{planted['HF_TOKEN']}", f"run.dir={folder / 'third'}"],
+        "finds no data": [*whole, "dataset.train=/nowhere/train.jsonl", f"run.dir={folder / 'third'}"],
     }
     codes = {}
     for name, overrides in runs.items():

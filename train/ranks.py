@@ -102,8 +102,8 @@ class Ranks:
 def weight_hashes(tensors: Iterable[Tensor]) -> list[int]:
     """Return a 64-bit hash of each tensor's bits, computed where it lies; waits for the device once.
 
-    Each 32-bit word is multiplied by an odd number that depends on its place, and the products are added modulo 2^64:
-    any single word that differs changes the sum, and words that change places do so, too.
+    Each 32-bit word is mixed with its place, and the mixtures are added modulo 2^64, so that the order in which a
+    device adds them is of no account. Without the mixing, words that change places could leave the sum as it was.
     """
     sums = [_hash(tensor.detach()) for tensor in tensors]
     return torch.stack([total.cpu() for total in sums]).tolist() if sums else []
@@ -113,11 +113,18 @@ def _hash(tensor: Tensor) -> Tensor:
     flat = tensor.contiguous().reshape(-1)
     words = flat.view(torch.int32 if flat.element_size() % 4 == 0 else torch.uint8)
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    odd = 2 * torch.arange(min(CHUNK, words.numel()), device=tensor.device) * 0x5851F42D4C957F2D % (1 << 62) | 1
-    for i, start in enumerate(range(0, words.numel(), CHUNK)):
+    for start in range(0, words.numel(), CHUNK):
         part = words[start : start + CHUNK].to(torch.int64)
-        total = total * 0x14057B7EF767814F + (part * (odd[: len(part)] + 2 * i)).sum()
+        places = torch.arange(start, start + len(part), device=tensor.device)
+        total += _mix(part ^ _mix(places)).sum()
     return total
+
+
+def _mix(words: Tensor) -> Tensor:
+    """Spread each bit over all 64, as splitmix64 does; the shifts carry the sign along, which does not matter here."""
+    words = words * -0x61C8864680B583EB
+    words = (words ^ (words >> 30)) * -0x40A7B892E31B1A47
+    return (words ^ (words >> 27)) * -0x6B2FB644ECCEEE15
 
 
 def is_exchange_failure(error: RuntimeError) -> bool:

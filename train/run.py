@@ -286,7 +286,8 @@ def _open_trackers(
     settings: TrainSettings, run_dir: Path, checkpoint: Checkpoint | None, validation_clips: Clips | None
 ) -> Sequence[Tracker]:
     last_step = checkpoint.state["progress"]["attempted"] if checkpoint is not None else 0
-    trackers: list[Tracker] = [MetricsFile(run_dir / "metrics.jsonl", last_step=last_step)]
+    metrics = MetricsFile(run_dir / "metrics.jsonl", last_step=last_step)
+    trackers: list[Tracker] = [metrics]
     if settings.tracker.name == "wandb":
         clips = tuple(validation_clips.rows) if validation_clips is not None else ()
         trackers.append(
@@ -299,6 +300,8 @@ def _open_trackers(
                 audio={row.id: row.audio for row in clips if isinstance(row.audio, Path)}
                 if settings.tracker.log_audio
                 else {},
+                # A run that begins anew has a new id, and sends everything.
+                last_sent=metrics.last_seen if checkpoint is not None else -1,
             )
         )
     return trackers

@@ -25,6 +25,7 @@ from accelerate.utils import (
 from rich.console import Console
 from rich.logging import RichHandler
 
+from data.redaction import redact
 from train.precision import Precision, PrecisionSettings
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,11 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def _redact(record: logging.LogRecord) -> bool:
+    record.msg, record.args = redact(record.getMessage()), ()
+    return True
+
+
 def configure_logging(run_dir: Path | None, *, is_main: bool) -> None:
     """Send the log to the terminal (rank 0) and, with everything, to `train.log`."""
     root = logging.getLogger()
@@ -150,10 +156,12 @@ def configure_logging(run_dir: Path | None, *, is_main: bool) -> None:
         if sys.stderr.isatty():
             console = Console(stderr=True)
             terminal = RichHandler(console=console, show_path=False, show_time=False, show_level=False, markup=False)
+        terminal.addFilter(_redact)
         terminal.setLevel(os.environ.get("MEZZAVOCE_LOG", "INFO"))
         root.addHandler(terminal)
     if run_dir is not None and is_main:
         file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+        file.addFilter(_redact)
         file.setLevel(logging.DEBUG)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
