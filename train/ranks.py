@@ -121,10 +121,14 @@ def _hash(tensor: Tensor) -> Tensor:
 
 
 def _mix(words: Tensor) -> Tensor:
-    """Spread each bit over all 64, as splitmix64 does; the shifts carry the sign along, which does not matter here."""
+    """Spread each bit over all 64, as splitmix64 does: one to one, so that any changed word changes its mixture."""
     words = words * -0x61C8864680B583EB
-    words = (words ^ (words >> 30)) * -0x40A7B892E31B1A47
-    return (words ^ (words >> 27)) * -0x6B2FB644ECCEEE15
+    words = (words ^ _shift(words, 30)) * -0x40A7B892E31B1A47
+    return (words ^ _shift(words, 27)) * -0x6B2FB644ECCEEE15
+
+
+def _shift(words: Tensor, count: int) -> Tensor:
+    return (words >> count) & ((1 << (64 - count)) - 1)  # torch's own shift carries the sign along
 
 
 def is_exchange_failure(error: RuntimeError) -> bool:
