@@ -137,6 +137,13 @@ def test_too_little_room_is_seen_before_anything_is_written(saver, monkeypatch, 
     assert list(saver.checkpoints_dir.iterdir()) == []
 
 
+def test_that_later_ones_will_not_fit_is_said_at_the_first(saver, monkeypatch, caplog):
+    monkeypatch.setattr(module, "free_bytes", lambda _path: 4 * 16 - 1)  # two are kept
+    _save(saver, 1, must=True)
+    _save(saver, 2, must=True)
+    assert caplog.text.count("lower trainer.keep_checkpoints=2") == 1
+
+
 def test_the_one_that_was_read_outlives_damaged_newer_ones(saver):
     for step in (1, 5, 6, 7):
         _save(saver, step, must=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint import Checkpoint, prune_checkpoints, save_checkpoint, step_dir
-from train.durable import num_bytes
+from train.durable import free_bytes, num_bytes
 from train.signals import StorageError
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class CheckpointSaver:
         self._attempt: _Attempt | None = None
         self._cost = SaveCost()
         self._said_foreground = False
+        self._knows_room = False
 
     @property
     def is_exhausted(self) -> bool:
@@ -106,6 +107,7 @@ class CheckpointSaver:
         attempt = _Attempt(step, progress, best, num_bytes(checkpoint.tensors()), started)
         self.saved = progress
         self._attempt = attempt
+        self._warn_of_room(attempt.size)
         if self.in_background and not must and self._has_memory(attempt.size):
             copied = checkpoint.on_host()
             self._thread = threading.Thread(target=self._write, args=(attempt, copied), name="checkpoint", daemon=True)
@@ -184,6 +186,21 @@ class CheckpointSaver:
         path = step_dir(self.checkpoints_dir, attempt.step)
         self._error = f"checkpoint {path} of {attempt.size:,} bytes was not written ({error.strerror or error})"
         logger.error("%s; failure %d of %d in a row, training goes on", self._error, self.num_failures, MAX_FAILURES)
+
+    def _warn_of_room(self, size: int) -> None:
+        """Say at the first checkpoint that the later ones will not fit."""
+        if self._knows_room:
+            return
+        self._knows_room = True
+        free, needed = free_bytes(self.checkpoints_dir.parent), (self.keep_last + 2) * size
+        if free < needed:
+            logger.warning(
+                "%s has %.1f GB free, checkpoints take up to %.1f GB: lower trainer.keep_checkpoints=%d, or make room",
+                self.checkpoints_dir,
+                free / 1e9,
+                needed / 1e9,
+                self.keep_last,
+            )
 
     def _has_memory(self, size: int) -> bool:
         available = available_memory()
