@@ -117,7 +117,12 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
             )
         )
     if d := figures.get("damage"):
-        lines.append(("damaged checkpoints", ", ".join(f"{n}: {d[n]['found']} of {d[n]['cases']} found" for n in d)))
+        lines.append(
+            (
+                "damaged checkpoints",
+                ", ".join(f"{n}: {d[n]['found']} of {d[n]['cases']} found" for n in d if n != "seconds"),
+            )
+        )
     if f := figures.get("disk"):
         lines.append(
             (
@@ -135,6 +140,8 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
             )
         )
     for kind, o in figures.get("overflow", {}).items():
+        if kind == "seconds":
+            continue
         lines.append(
             (f"overflows planted, AdamW {kind}", f"{o['planted']}; disagreements {sum(o['disagreements'].values())}")
         )

@@ -153,6 +153,8 @@ class ToyRuns:
             with (self.folder / f"{name}.out").open("a") as out:
                 os.dup2(out.fileno(), 1)
                 os.dup2(out.fileno(), 2)
+            # Under pytest these are objects of its own, which would not follow.
+            sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
             os.environ.update(environment or {})
             _adapt(run_dir)
             code = self.run(name, prepare=prepare, **trainer)
