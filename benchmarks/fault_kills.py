@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -115,10 +114,11 @@ def stop_runs(folder: Path, *, num_cases: int, workers: int) -> dict[str, Any]:
             mark.touch()
             if kind == "twice":
                 time.sleep(rng.uniform(0.0, 0.3))
-                if os.waitpid(pid, os.WNOHANG) == (0, 0):
-                    os.kill(pid, signal.SIGTERM)
-                else:
-                    return _judge_stop(toys, name, whole, Ending(SIGTERM_CODE, 0.0), mark)
+                found, status = os.waitpid(pid, os.WNOHANG)
+                if found:  # it has ended before the second one
+                    code = os.waitstatus_to_exitcode(status)
+                    return _judge_stop(toys, name, whole, Ending(code if code >= 0 else 128 - code, 0.0), mark)
+                os.kill(pid, signal.SIGTERM)
         ending = wait_for(pid)
         return _judge_stop(toys, name, whole, ending, mark)
 
@@ -158,8 +158,3 @@ def _stop_in_validation(mark: Path, share: float) -> None:
         return real(*arguments, **options)
 
     train.loop.validate = validate  # type: ignore[assignment]
-
-
-def print_failures(toys: ToyRuns, name: str) -> None:
-    """Show what a run has said."""
-    print(toys.output(name)[-2000:], file=sys.stderr)

@@ -19,7 +19,9 @@ from train.runtime import build_accelerator
 from train.schedule import ScheduleSettings, rate_share
 from train.step import Updater
 
-SETTINGS = PrecisionSettings("fp16", init_scale=2.0**16, growth_interval=3)
+SETTINGS = PrecisionSettings(
+    "fp16", init_scale=2.0**16, growth_interval=2
+)  # so that the scale neither falls nor rises without end
 SCHEDULE = ScheduleSettings("linear", warmup_steps=10)
 
 

@@ -27,7 +27,7 @@ import torch
 
 from benchmarks import fault_cost, fault_files, fault_kills, fault_overflow, fault_ranks, fault_resume, fault_secrets
 from benchmarks.environment import RESULTS, write_result
-from benchmarks.toy_run import NUM_UPDATES
+from benchmarks.toy_run import NUM_UPDATES, spread
 
 LOSSES = ("rank 1 killed", "rank 0 killed", "rank 1 stopped", "rank 1 hangs")
 
@@ -65,9 +65,13 @@ def stops(folder: Path, quick: bool, workers: int) -> dict[str, Any]:
 
 def overflow(folder: Path, quick: bool, workers: int) -> dict[str, Any]:
     """Planted overflows."""
-    return {
-        kind: fault_overflow.plant_overflows(kind, num_planted=6 if quick else 100) for kind in fault_overflow.kinds()
-    }
+    folder.mkdir(parents=True)
+    kinds = fault_overflow.kinds()
+
+    def judge(kind: str) -> dict[str, Any]:
+        return fault_overflow.plant_overflows(kind, num_planted=6 if quick else 100)
+
+    return dict(zip(kinds, spread(kinds, judge, workers=workers, folder=folder), strict=True))
 
 
 def ranks(folder: Path, quick: bool, workers: int) -> dict[str, Any]:
