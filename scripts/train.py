@@ -69,6 +69,11 @@ def settings_from_plain(plain: dict[str, Any]) -> TrainSettings:
 @entry_point("train")
 def main(config: DictConfig) -> int:
     """Train."""
+    return train_once(config)
+
+
+def train_once(config: DictConfig) -> int:
+    """Train; return the exit code, as docs/running.md lists them."""
     from train.run import run_training
     from train.signals import EXIT_PROCESSES, EXIT_STORAGE, PeerError, StorageError
 
@@ -80,8 +85,9 @@ def main(config: DictConfig) -> int:
     if result.exit_code:
         print(f"stopped at step {result.step}; the same command goes on from there")
         return result.exit_code
-    print(f"artefact: {result.export_dir}")
-    print(f"score it: python scripts/evaluate.py artefact={result.export_dir} dataset=manifest dataset.test=...")
+    if result.export_dir is not None:  # written by one of the processes
+        print(f"artefact: {result.export_dir}")
+        print(f"score it: python scripts/evaluate.py artefact={result.export_dir} dataset=manifest dataset.test=...")
     return 0
 
 

@@ -8,6 +8,7 @@ import torch
 
 from data.sources import Source
 from train.identity import Change, admit_changes, describe_identity, find_changed_settings, find_changes
+from train.settings import TrainerSettings
 
 
 @pytest.fixture
@@ -82,3 +83,16 @@ def test_settings_that_change_no_bit_are_free():
     before = {"trainer": {"seed": 1, "num_workers": 0, "max_hours": 0}, "run": {"name": "a"}}
     now = {"trainer": {"seed": 2, "num_workers": 4, "max_hours": 3}, "run": {"name": "b"}}
     assert [change.what for change in find_changed_settings(before, now)] == ["trainer.seed"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"max_hours": -1.0}, "trainer.max_hours=-1 must be 0"),
+        ({"rank_timeout_s": 0.0}, "trainer.rank_timeout_s=0 must be above 0"),
+        ({"verify_ranks_every_steps": -1}, "trainer.verify_ranks_every_steps=-1 must be 0"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        TrainerSettings(max_steps=1, micro_batch_size=1, **wrong)
