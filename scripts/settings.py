@@ -26,6 +26,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data.redaction import redact
+
 T = TypeVar("T")
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -257,11 +259,11 @@ def run_guarded(action: Callable[[], int | None]) -> int:
     try:
         return action() or 0
     except (*USER_ERRORS, HydraException, OmegaConfBaseException) as e:
-        text = traceback.format_exc()
+        text = redact(traceback.format_exc())
         logging.getLogger(__name__).debug("%s", text)
         if os.environ.get("MEZZAVOCE_TRACEBACK"):
             print(text, file=sys.stderr)
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {redact(str(e))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -69,14 +69,25 @@ def settings_from_plain(plain: dict[str, Any]) -> TrainSettings:
 @entry_point("train")
 def main(config: DictConfig) -> int:
     """Train."""
-    from train.run import run_training
+    return train_once(config)
 
-    result = run_training(build_settings(config))
-    if result.export_dir is None:
+
+def train_once(config: DictConfig) -> int:
+    """Train; return the exit code, as docs/running.md lists them."""
+    from train.run import run_training
+    from train.signals import EXIT_PROCESSES, EXIT_STORAGE, PeerError, StorageError
+
+    try:
+        result = run_training(build_settings(config))
+    except (StorageError, PeerError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_STORAGE if isinstance(e, StorageError) else EXIT_PROCESSES
+    if result.exit_code:
         print(f"stopped at step {result.step}; the same command goes on from there")
-        return 128 + (result.stop_signal or 0)
-    print(f"artefact: {result.export_dir}")
-    print(f"score it: python scripts/evaluate.py artefact={result.export_dir} dataset=manifest dataset.test=...")
+        return result.exit_code
+    if result.export_dir is not None:  # written by one of the processes
+        print(f"artefact: {result.export_dir}")
+        print(f"score it: python scripts/evaluate.py artefact={result.export_dir} dataset=manifest dataset.test=...")
     return 0
 
 

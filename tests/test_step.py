@@ -21,9 +21,11 @@ from data.plan import Position
 from train.ema import WeightAverage
 from train.feed import Feed
 from train.guard import NonFiniteError
+from train.heartbeat import Heartbeat
 from train.loop import Loop
 from train.loss import TrainingObjective
 from train.precision import Device, PrecisionSettings, resolve_precision
+from train.ranks import Ranks
 from train.runtime import build_accelerator
 from train.schedule import ScheduleSettings
 from train.step import Updater
@@ -136,6 +138,8 @@ def _loop(updater, accelerator):
         memory=None,
         refused=(),
         run_dir=Path("no-folder-is-made"),
+        ranks=Ranks(),
+        heartbeat=Heartbeat(0, 1, timeout_s=1.0),
     )
     settings = SimpleNamespace(
         dataset=SimpleNamespace(on_bad="strict", max_bad_share=0.0),

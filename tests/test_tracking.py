@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,6 +100,31 @@ def test_logged_in_means_a_key_in_the_environment(tmp_path, monkeypatch):
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="tracker"):
         TrackerSettings(**wrong)
+
+
+def test_a_step_that_comes_again_after_a_resume_is_not_sent_twice(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "tr')
+    file = MetricsFile(path, last_step=1)  # the checkpoint is of step 1, the run was killed in step 4
+    assert file.last_seen == 3
+    sent = []
+    run = SimpleNamespace(id="x", dir=str(tmp_path), define_metric=lambda *_a, **_o: None, log=sent.append)
+    monkeypatch.setattr("wandb.init", lambda **_options: run)
+    monkeypatch.setattr("wandb.Table", lambda columns: columns)
+    tracker = WandbTracker(
+        TrackerSettings(mode="offline"),
+        run_dir=tmp_path,
+        name="n",
+        config={},
+        run_id=None,
+        audio={},
+        last_sent=file.last_seen,
+    )
+    for step in (2, 3, 4):
+        tracker.log({"train/loss": float(step)}, step=step)
+        tracker.log_predictions("validation", [], step=step)
+    assert [entry["step"] for entry in sent] == [4, 4]  # figures and table of the first step that is new
+    file.close()
 
 
 def test_wandb_is_really_written_offline_and_goes_on_under_its_id(tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ import hashlib
 import json
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -337,6 +339,49 @@ def test_changed_settings_are_refused_on_resume(train, monkeypatch, changed, nam
     with pytest.raises(ValueError, match=rf"made with other values of .*{named}.*run\.overwrite=true"):
         train("run", changed)
     assert (stopped.run_dir / "config.yaml").read_text() == config
+
+
+def test_told_to_it_goes_on_with_other_settings_and_data_and_the_artefact_says_so(train, monkeypatch, corpus):
+    options = ["trainer.max_steps=3", "trainer.eval_every_steps=0"]
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 1)
+        stopped = train("run", *options)
+    assert stopped.exit_code == 130
+    metrics = (stopped.run_dir / "metrics.jsonl").read_text()
+    text = corpus.read_text(encoding="utf-8")
+    corpus.write_text(text.replace("one two three", "three two one"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"other values of the content of .*train\.jsonl"):
+        train("run", *options)
+    assert (stopped.run_dir / "metrics.jsonl").read_text() == metrics
+    result = train("run", "run.inexact=true", "optimizer=adafactor", "precision=bf16", *options)
+    record = load_artefact(result.export_dir).record
+    assert all(entry.startswith("step 1: ") for entry in record["inexact"])
+    said = " ".join(record["inexact"])
+    assert "optimizer.name" in said and "precision.name" in said and str(corpus) in said
+    again = train("run", "run.inexact=true", "optimizer=adafactor", "precision=bf16", *options)
+    assert load_artefact(again.export_dir).record["inexact"] == record["inexact"]
+
+
+def test_hours_that_are_over_stop_with_a_checkpoint(train):
+    result = train("run", "trainer.max_hours=1e-9")
+    assert (result.step, result.exit_code, result.export_dir) == (0, 124, None)
+    assert train("run", "trainer.max_hours=1").exit_code == 0
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    program = (
+        "import sys, time; from pathlib import Path; from train.runtime import lock_run_dir\n"
+        "with lock_run_dir(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="another process trains in run"):
+            train("run")
+        holder.kill()
+    assert train("run", "trainer.max_steps=1", "trainer.eval_every_steps=0").step == 1
 
 
 def test_free_settings_may_change_on_resume(train, monkeypatch):

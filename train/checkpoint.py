@@ -5,30 +5,31 @@ No pickle: to resume needs no trust in the file.
 
 from __future__ import annotations
 
-import base64
+import errno
+import hashlib
 import json
 import logging
-import os
-import random
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from infer.artefact import file_sha256
+from train.durable import Written, free_bytes, num_bytes, rename, sync_folder, write_file, write_json, write_tensors
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 2
 MANIFEST = "manifest.json"
+MODEL, OPTIMIZER, AVERAGE, STATE = "model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"
 STEP_DIR = re.compile(r"step-(\d{6,})")
+ROOM_FOR_JSON = 4 << 20  # bytes, for all that is no tensor
 
 
 @dataclass(frozen=True)
@@ -42,46 +43,97 @@ class Checkpoint:
     average: dict[str, Tensor]
     """Moving average by name; empty without one."""
     state: dict[str, Any]
-    """JSON: counters, data position, scaler, random states, guard, best score, tracker id, configuration."""
+    """JSON: counters, data position, scaler, random states, guard, best score, tracker id, identity, configuration."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield all tensors."""
+        yield from self.model.values()
+        yield from _flatten_optimizer(self.optimizer)[0].values()
+        yield from self.average.values()
+
+    def on_host(self) -> Checkpoint:
+        """Return a copy in the host's memory that no update changes."""
+
+        def copy(node: Any) -> Any:
+            if isinstance(node, Tensor):
+                return node.detach().to("cpu", copy=True)
+            if isinstance(node, Mapping):
+                return {key: copy(value) for key, value in node.items()}
+            return node
+
+        return Checkpoint(copy(self.model), copy(self.optimizer), copy(self.average), self.state)
 
 
 class DamagedError(RuntimeError):
     """A checkpoint whose files are not what was written."""
 
 
+def step_dir(checkpoints_dir: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
+    return checkpoints_dir / f"step-{step:06d}"
+
+
 def save_checkpoint(checkpoints_dir: Path, step: int, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint to `step-NNNNNN`; a reader sees all of it or nothing.
 
+    Every file is read back before the folder gets its name, so that each checkpoint that stands was whole once.
+
     Raises:
-        OSError: if it cannot be written; what was there before is untouched.
+        OSError: if it cannot be written; what was there before is untouched, and nothing of the attempt is left.
     """
     checkpoints_dir.mkdir(parents=True, exist_ok=True)
-    target = checkpoints_dir / f"step-{step:06d}"
-    temporary = checkpoints_dir / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
+    target = step_dir(checkpoints_dir, step)
+    _verify_room(target, num_bytes(checkpoint.tensors()) + ROOM_FOR_JSON)
+    attempt = uuid.uuid4().hex[:8]
+    temporary = checkpoints_dir / f".tmp-{target.name}-{attempt}"
     temporary.mkdir()
     try:
-        _save_tensors(temporary / "model.safetensors", checkpoint.model)
         tensors, layout = _flatten_optimizer(checkpoint.optimizer)
-        _save_tensors(temporary / "optimizer.safetensors", tensors)
+        files = {
+            MODEL: write_tensors(temporary / MODEL, checkpoint.model),
+            OPTIMIZER: write_tensors(temporary / OPTIMIZER, tensors),
+        }
         if checkpoint.average:
-            _save_tensors(temporary / "average.safetensors", checkpoint.average)
-        _write_json(temporary / "state.json", {**checkpoint.state, "optimizer": layout})
-        for file in temporary.iterdir():
-            _fsync(file)
-        files = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
-        _write_json(temporary / MANIFEST, {"step": step, "files": files})
-        _fsync(temporary / MANIFEST)
-        _fsync(temporary)
-        retired = checkpoints_dir / f"{temporary.name}-old"
+            files[AVERAGE] = write_tensors(temporary / AVERAGE, checkpoint.average)
+        files[STATE] = write_json(temporary / STATE, {**checkpoint.state, "optimizer": layout})
+        write_file(temporary / MANIFEST, [_manifest(step, files)])
+        sync_folder(temporary)
+        retired = checkpoints_dir / f".old-{target.name}-{attempt}"
         if target.exists():  # the same step again, after a resume; moved, since deleting it first could leave neither
-            target.rename(retired)
-        temporary.rename(target)
-        _fsync(checkpoints_dir)
+            rename(target, retired)
+        try:
+            rename(temporary, target)
+        except OSError:
+            if retired.exists():
+                rename(retired, target)
+            raise
+        sync_folder(checkpoints_dir)
         shutil.rmtree(retired, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return target
+
+
+def _verify_room(target: Path, needed: int) -> None:
+    free = free_bytes(target.parent)
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"it needs {needed:,} bytes and {free:,} are free", str(target))
+
+
+def _manifest(step: int, files: Mapping[str, Written]) -> bytes:
+    """Return the manifest; its last entry is the hash of the rest, so that no bit of it can change unseen."""
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "step": step,
+        "files": {name: {"size": written.size, "sha256": written.sha256} for name, written in sorted(files.items())},
+    }
+    return _sealed(content)
+
+
+def _sealed(content: Mapping[str, Any]) -> bytes:
+    seal = hashlib.sha256(json.dumps(content, indent=1).encode()).hexdigest()
+    return json.dumps({**content, "sha256": seal}, indent=1).encode()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -90,18 +142,41 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         DamagedError: if a file is missing or differs.
     """
+    files = verify_checkpoint(path)
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    optimizer = _unflatten_optimizer(load_file(path / OPTIMIZER), state.pop("optimizer"))
+    average = load_file(path / AVERAGE) if AVERAGE in files else {}
+    return Checkpoint(load_file(path / MODEL), optimizer, average, state)
+
+
+def verify_checkpoint(path: Path) -> tuple[str, ...]:
+    """Compare every file with its hash; return the names.
+
+    Raises:
+        DamagedError: if a file is missing or differs.
+    """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        files: dict[str, str] = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        content = (path / MANIFEST).read_bytes()
+        manifest = json.loads(content)
+        manifest_format = manifest.get("format", 1)
+        files: dict[str, dict[str, Any]] = manifest["files"]
+        manifest.pop("sha256", None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise DamagedError(f"{path} has no readable {MANIFEST}") from e
+    if manifest_format == 1:
+        raise DamagedError(
+            f"{path} was written by an older Mezzavoce, without sealed hashes; take that version to go on"
+        )
+    if _sealed(manifest) != content:
+        raise DamagedError(f"{path / MANIFEST} differs from what was written")
+    if manifest_format != FORMAT:
+        raise DamagedError(f"{path} has format {manifest_format}, and this Mezzavoce reads {FORMAT}; update it")
+    if STEP_DIR.fullmatch(path.name) and path.name != step_dir(path.parent, manifest["step"]).name:
+        raise DamagedError(f"{path} holds step {manifest['step']}: somebody renamed it")
     for name, expected in files.items():
-        if not (path / name).is_file() or file_sha256(path / name) != expected:
+        if not (path / name).is_file() or file_sha256(path / name) != expected["sha256"]:
             raise DamagedError(f"{path / name} is missing or differs from what was written")
-    state = json.loads((path / "state.json").read_text())
-    optimizer = _unflatten_optimizer(load_file(path / "optimizer.safetensors"), state.pop("optimizer"))
-    average = load_file(path / "average.safetensors") if "average.safetensors" in files else {}
-    return Checkpoint(load_file(path / "model.safetensors"), optimizer, average, state)
+    return tuple(files)
 
 
 def find_checkpoint(checkpoints_dir: Path) -> tuple[Path, Checkpoint] | None:
@@ -133,84 +208,58 @@ def prune_checkpoints(checkpoints_dir: Path, *, keep_last: int, keep: Mapping[st
     for path in list_checkpoints(checkpoints_dir)[:-keep_last]:
         if int(path.name.removeprefix("step-")) not in spared:
             shutil.rmtree(path, ignore_errors=True)
-    for path in checkpoints_dir.glob(".tmp-step-*"):
+
+
+def sweep_checkpoints(checkpoints_dir: Path) -> None:
+    """Take away what a run that was killed left half done; only one run at a time may use the folder."""
+    for path in checkpoints_dir.glob(".old-step-*"):
+        target = checkpoints_dir / path.name.removeprefix(".old-").rsplit("-", 1)[0]
+        if not target.exists():  # killed between the two renames
+            rename(path, target)
+    for path in [*checkpoints_dir.glob(".tmp-step-*"), *checkpoints_dir.glob(".old-step-*")]:
+        logger.info("removed %s, left by a run that was killed while it wrote", path.name)
         shutil.rmtree(path, ignore_errors=True)
 
 
-def random_states() -> dict[str, Any]:
-    """Return the states of Python's, numpy's and torch's generators, as JSON."""
-    version, keys, gauss = random.getstate()
-    name, words, pos, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
-    states: dict[str, Any] = {
-        "python": [version, list(keys), gauss],
-        "numpy": [name, [int(word) for word in words], int(pos), int(has_gauss), float(cached)],
-        "torch": _encode(torch.get_rng_state()),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = [_encode(state) for state in torch.cuda.get_rng_state_all()]
-    return states
-
-
-def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Set all generators to saved states."""
-    version, keys, gauss = states["python"]
-    random.setstate((version, tuple(keys), gauss))
-    name, words, pos, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, np.array(words, dtype=np.uint32), pos, has_gauss, cached))
-    torch.set_rng_state(_decode(states["torch"]))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([_decode(state) for state in states["cuda"]])
-
-
-def _encode(state: Tensor) -> str:
-    return base64.b64encode(state.numpy().tobytes()).decode()
-
-
-def _decode(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-
-
 def _flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimiser's state into named tensors and a JSON layout of all that is no tensor."""
+    """Split an optimiser's state into named tensors and a JSON layout of all that is no tensor.
+
+    An entry may be a group of entries of its own, as in bitsandbytes; the names are then joined by a slash.
+    """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
     for index, entries in state["state"].items():
-        for name, value in entries.items():
+        for name, value in _leaves(entries):
             if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
-            elif isinstance(value, Mapping):  # bitsandbytes keeps what it quantised one level down
-                # Its tables of levels are one tensor for all parameters, and safetensors takes none twice.
-                tensors |= {f"{index}.{name}.{inner}": tensor.clone() for inner, tensor in value.items()}
+                # Below the first level lie tables that bitsandbytes shares; safetensors takes no tensor twice.
+                tensors[f"{index}.{name}"] = value.clone() if "/" in name else value
             else:
                 numbers.setdefault(str(index), {})[name] = value
     return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
 
 
+def _leaves(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in entries.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def _unflatten_optimizer(tensors: Mapping[str, Tensor], layout: Mapping[str, Any]) -> dict[str, Any]:
     entries: dict[int, dict[str, Any]] = {}
+
+    def put(index: str, name: str, value: Any) -> None:
+        group = entries.setdefault(int(index), {})
+        *path, last = name.split("/")
+        for part in path:
+            group = group.setdefault(part, {})
+        group[last] = value
+
     for index, values in layout["numbers"].items():
-        entries.setdefault(int(index), {}).update(values)
+        for name, value in values.items():
+            put(index, name, value)
     for key, tensor in tensors.items():
-        index, name, *inner = key.split(".")
-        entry = entries.setdefault(int(index), {})
-        if inner:
-            entry.setdefault(name, {})[inner[0]] = tensor
-        else:
-            entry[name] = tensor
+        index, name = key.split(".", 1)
+        put(index, name, tensor)
     return {"state": entries, "param_groups": layout["param_groups"]}
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(path))
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,22 @@ def export_weights(
 
 
 def describe_run(
-    settings: TrainSettings, source: Mapping[str, str | None], *, step: int, headline: float | None
+    settings: TrainSettings,
+    source: Mapping[str, str | None],
+    *,
+    step: int,
+    headline: float | None,
+    inexact: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what `mezzavoce.json` says of the training."""
+    """Return what `mezzavoce.json` says of the training.
+
+    Args:
+        settings: of the run.
+        source: where the weights came from.
+        step: of the exported weights.
+        headline: error rate of the validation of that step.
+        inexact: what changed in resumes, after which the run is not bit for bit one that never stopped.
+    """
     return {
         "source": dict(source),
         "trained_steps": step,
@@ -70,6 +83,7 @@ def describe_run(
         "decoding": dict(settings.config.get("decoding", {})),
         "validation": {"headline": headline},
         "run": settings.run.name,
+        "inexact": list(inexact),
     }
 
 
@@ -104,7 +118,13 @@ def export_run(settings: TrainSettings, target: Path, *, dtype: torch.dtype, ste
         parameters[name].data.copy_(tensor)
     shape = HalfCopy(loaded.whisper, loaded.tokenizer, settings.window.windows(), device=torch.device("cpu"))
     state = merged_state(loaded.whisper, replaced=checkpoint.average)
-    record = describe_run(settings, origin, step=step, headline=checkpoint.state["progress"]["best_headline"])
+    record = describe_run(
+        settings,
+        origin,
+        step=step,
+        headline=checkpoint.state["progress"]["best_headline"],
+        inexact=checkpoint.state["inexact"],
+    )
     return export_weights(target, state, shape, dtype=dtype, record=record)
 
 

@@ -19,20 +19,24 @@ from data.reasons import Rejected
 from data.streams import StreamDataset
 from infer.encoder import WindowedWhisper
 from train.adapters import merged_state, trainable_state
-from train.checkpoint import Checkpoint, prune_checkpoints, random_states, restore_random_states, save_checkpoint
+from train.checkpoint import Checkpoint
 from train.counters import Progress
 from train.ema import WeightAverage
 from train.feed import Feed
 from train.flops import FlopCount
 from train.guard import SkipGuard
 from train.half import HalfCopy
+from train.heartbeat import Heartbeat
 from train.loss import TrainingObjective
 from train.memory.device import PlanCheck
 from train.progress import ProgressBar
-from train.quarantine import Quarantine, append_quarantine
+from train.quarantine import Quarantine, append_quarantine, non_finite_rows
+from train.random_state import random_states, restore_random_states
+from train.ranks import Ranks
+from train.saver import CheckpointSaver
 from train.schedule import rate_share
 from train.settings import TrainSettings
-from train.signals import StopSignals
+from train.signals import EXIT_STORAGE, EXIT_TIME, EvaluationStopped, StopSignals, StorageError, TimeLimit
 from train.step import Updater, UpdateResult
 from train.throughput import Throughput
 from train.tracking import Tracker
@@ -61,6 +65,12 @@ class Parts:
     run_dir: Path
     source: Mapping[str, str | None]
     """Where the weights came from."""
+    identity: Mapping[str, Any]
+    """By which a checkpoint knows its run again; see `train.identity`."""
+    saver: CheckpointSaver | None
+    """On the main process only."""
+    ranks: Ranks
+    heartbeat: Heartbeat
     matmul_flops_per_s: float | None = None
     """What the device was measured to do; None where it was not."""
     memory: PlanCheck | None = None
@@ -80,6 +90,7 @@ class Loop:
             on_bad=settings.dataset.on_bad,
             max_bad_share=settings.dataset.max_bad_share,
             refused=parts.refused,
+            writes=parts.accelerator.is_main_process,
         )
         self.throughput = Throughput(
             parts.accelerator.device,
@@ -88,7 +99,10 @@ class Loop:
             num_ranks=parts.accelerator.num_processes,
         )
         self.signals = StopSignals()
-        self._saved: dict[str, Any] | None = None
+        self.inexact: list[str] = []
+        """What changed in resumes that were not exact."""
+        self.exit_code = 0
+        """Of the process, if it ends here; 0 for a complete run."""
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -96,9 +110,15 @@ class Loop:
         return self.parts.run_dir / "checkpoints"
 
     def run(self) -> bool:
-        """Train; return True if the run is complete, False if a signal stopped it."""
+        """Train; return True if the run is complete, False if a signal or the time limit stopped it.
+
+        Raises:
+            StorageError: if checkpoints cannot be written.
+            PeerError: if the ranks no longer hold the same weights.
+        """
         trainer = self.settings.trainer
         device = self.parts.accelerator.device
+        limit = TimeLimit(trainer.max_hours)
         updates = self.parts.dataset.open(
             self.progress.position, num_workers=trainer.num_workers, pin_memory=device.type == "cuda"
         )
@@ -110,10 +130,10 @@ class Loop:
                 trainer.max_steps, start=self.progress.attempted, shown=self.parts.accelerator.is_main_process
             ) as bar,
         ):
+            if self.progress.attempted > 0 and self._is_due(trainer.eval_every_steps) and not self._was_validated():
+                self._validate()  # given up when the run was stopped
             while (
-                self.progress.attempted < trainer.max_steps
-                and self.signals.received is None
-                and not self._is_worn_out()
+                self.progress.attempted < trainer.max_steps and not self._is_worn_out() and not self._must_stop(limit)
             ):
                 result, batches = self._update(feed)
                 bar.advance(result, lr=self._lr_taken(), audio_s=sum(b.audio_s for b in batches.micro_batches))
@@ -123,13 +143,30 @@ class Loop:
                     self._validate()
                 if self._is_due(trainer.save_every_steps):
                     self.save()
-        if self._is_worn_out():
-            logger.info("no better score in %d validations; stopping early", trainer.patience)
-        if self.signals.received is None and trainer.eval_every_steps and not self._was_validated():
-            self._validate()
-        self.save()
+                elif self._is_due(trainer.verify_ranks_every_steps):
+                    self._verify_ranks()
+            if self._is_worn_out():
+                logger.info("no better score in %d validations; stopping early", trainer.patience)
+            if self.exit_code == 0 and trainer.eval_every_steps and not self._was_validated():
+                self._validate()
+            if self.exit_code == EXIT_STORAGE:
+                saver = self.parts.saver
+                raise StorageError(saver.describe_failure() if saver else "the main process cannot write checkpoints")
+            self.save(must=True)
         logger.info("validation took %.1f %% of the time", 100 * self.throughput.validation_share)
-        return self.signals.received is None
+        return self.exit_code == 0
+
+    def _must_stop(self, limit: TimeLimit) -> bool:
+        """Let all ranks stop after the same update."""
+        saver = self.parts.saver
+        code = self.signals.exit_code
+        if limit.is_over(save_s=saver.longest_s if saver else 0.0) and code == 0:
+            code = EXIT_TIME
+        if saver is not None:
+            saver.poll()
+            code = EXIT_STORAGE if saver.is_exhausted else code
+        self.exit_code = self.parts.ranks.largest(code)
+        return self.exit_code != 0
 
     def _is_due(self, every_steps: int) -> bool:
         return every_steps > 0 and self.progress.attempted % every_steps == 0
@@ -150,17 +187,20 @@ class Loop:
         return float(self.parts.optimizer.param_groups[0]["lr"])
 
     def _update(self, feed: Feed) -> tuple[UpdateResult, UpdateBatches]:
+        ranks, dataset = self.parts.ranks, self.parts.dataset
+        self.parts.heartbeat.at("data", step=self.progress.attempted)
         batches = feed.next()
-        num_rows, audio_s = self.parts.dataset.num_rows, self.parts.dataset.audio_s
-        self.quarantine.add(batches.rejected, num_rows=num_rows, audio_s=audio_s)
+        self.parts.heartbeat.at("update")
+        num_rows, audio_s = dataset.num_rows, dataset.audio_s
+        self.quarantine.add(ranks.join(batches.rejected), num_rows=num_rows, audio_s=audio_s)
         micro_batches = self.quarantine.without(batches.micro_batches)
         result = self.parts.updater.update(micro_batches, lr=self._lr(), meanwhile=feed.read_ahead)
         progress = self.progress
         progress.attempted += 1
         progress.applied += not result.skipped
         progress.position = batches.next_position
-        if result.bad_clips:
-            self.quarantine.add_non_finite(micro_batches, result.bad_clips, num_rows=num_rows, audio_s=audio_s)
+        bad = ranks.join(non_finite_rows(micro_batches, result.bad_clips))
+        self.quarantine.add(bad, num_rows=num_rows, audio_s=audio_s)
         module = self.parts.updater.find_non_finite(micro_batches[0]) if result.skipped else None
         # Asked for only where it matters: the answer waits for the device.
         loss_scale = result.loss_scale if result.skipped else None
@@ -184,6 +224,11 @@ class Loop:
             "train/epoch": float(self.progress.position.epoch),
             **self.throughput.report(),
         }
+        if self.parts.saver is not None:
+            cost = self.parts.saver.take_cost()
+            figures["train/checkpoint_blocked_s"] = cost.blocked_s
+            figures["train/checkpoint_written_s"] = cost.written_s
+            figures["train/checkpoint_gib"] = cost.num_bytes / 2**30
         for tracker in self.parts.trackers:
             tracker.log(figures, step=self.progress.attempted)
 
@@ -197,21 +242,29 @@ class Loop:
         clips = self.parts.validation_clips
         if clips is None:
             return
+        self.parts.heartbeat.at("validation")
         with self.throughput.paused():
-            with self.throughput.validating():
-                states = random_states()  # before the copy, whose first making draws from them
-                artefact = self.parts.half.refresh(self.weights_to_ship())
-                found = validate(
-                    artefact,
-                    clips,
-                    self.parts.label_builder,
-                    self.settings.decoding,
-                    batch_size=self.settings.trainer.eval_batch_size,
+            states = random_states()  # before the copy, whose first making draws from them
+            found: Validation | None = None
+            try:
+                with self.throughput.validating(), self.signals.interrupting():
+                    found = validate(
+                        self.parts.half.refresh(self.weights_to_ship()),
+                        clips,
+                        self.parts.label_builder,
+                        self.settings.decoding,
+                        batch_size=self.settings.trainer.eval_batch_size,
+                    )
+            except EvaluationStopped:
+                logger.info(
+                    "the evaluation at step %d is given up; it comes again after a resume", self.progress.attempted
                 )
-                self.parts.half.park()
+            self.parts.half.park()
             restore_random_states(states)
             self.parts.objective.train()
-            self._judge(found)
+            self.exit_code = self.parts.ranks.largest(self.signals.exit_code if found is None else 0)
+            if found is not None and self.exit_code == 0:
+                self._judge(found)
 
     def _judge(self, found: Validation) -> None:
         step = self.progress.attempted
@@ -241,26 +294,34 @@ class Loop:
         else:
             progress.num_worse += 1
 
-    def save(self) -> None:
-        """Write a checkpoint, unless nothing has happened since the last one."""
-        progress = self.progress.state()
-        if not self.parts.accelerator.is_main_process or progress == self._saved:
+    def save(self, *, must: bool = False) -> None:
+        """Write a checkpoint, unless nothing has happened since the last one; all ranks call it together.
+
+        Args:
+            must: wait until it stands; the last one of a run.
+
+        Raises:
+            StorageError: if it must stand and cannot be written.
+            PeerError: if the ranks hold other weights, which are then not saved.
+        """
+        self._verify_ranks()
+        states = self.parts.ranks.gather(random_states())
+        if self.parts.saver is None:
             return
-        path = self.checkpoints_dir / f"step-{self.progress.attempted:06d}"
+        self.parts.heartbeat.at("checkpoint")
         with self.throughput.paused():
-            try:
-                save_checkpoint(self.checkpoints_dir, self.progress.attempted, self._checkpoint())
-            except OSError as e:
-                logger.error("checkpoint %s was not written (%s); training goes on", path, e.strerror or e)
-                return
-            self._saved = progress
-            prune_checkpoints(
-                self.checkpoints_dir,
-                keep_last=self.settings.trainer.keep_checkpoints,
-                keep={"best": self.progress.best_step, "latest": self.progress.attempted},
+            self.parts.saver.save(
+                self.progress.attempted,
+                lambda: self._checkpoint(states),
+                progress=self.progress.state(),
+                best=self.progress.best_step,
+                must=must,
             )
 
-    def _checkpoint(self) -> Checkpoint:
+    def _verify_ranks(self) -> None:
+        self.parts.ranks.verify_same_weights(self.parts.whisper.named_parameters(), step=self.progress.attempted)
+
+    def _checkpoint(self, states: Sequence[Mapping[str, Any]]) -> Checkpoint:
         scaler = self.parts.updater.scaler
         average = self.parts.average
         return Checkpoint(
@@ -272,8 +333,10 @@ class Loop:
                 "guard": self.guard.state(),
                 "quarantine": self.quarantine.state(),
                 "scaler": None if scaler is None else scaler.state_dict(),
-                "random": random_states(),
+                "random": list(states),
                 "tracker_run_id": next((t.run_id for t in self.parts.trackers if t.run_id), None),
+                "inexact": self.inexact,
+                "identity": dict(self.parts.identity),
                 "config": self.settings.config,
             },
         )
@@ -285,22 +348,36 @@ class Loop:
             ValueError: if it belongs to another model.
         """
         self.load_weights(checkpoint)
-        self.parts.optimizer.load_state_dict(checkpoint.optimizer)
         state = checkpoint.state
-        scaler = self.parts.updater.scaler
-        if (scaler is None) != (state["scaler"] is None):
-            raise ValueError(
-                "the checkpoint was made with another precision; take the same precision=, or a new run.dir="
-            )
-        if scaler is not None:
-            scaler.load_state_dict(state["scaler"])
+        self._restore_arithmetic(checkpoint)
         self.progress = Progress.from_state(state["progress"])
         self.guard.load_state(state["guard"])
-        restore_random_states(state["random"])
+        rank = self.parts.ranks.rank
+        if rank < len(state["random"]):  # a rank more than before begins with its seed
+            restore_random_states(state["random"][rank])
+        self.inexact = list(state["inexact"])
         self.quarantine.load_state(state["quarantine"])
         self.parts.dataset.leave_out(self.quarantine.known)
+        if self.parts.saver is not None:
+            self.parts.saver.verified = self.progress.attempted
         if self.parts.accelerator.is_main_process:  # the file begins anew with each start
             append_quarantine(self.quarantine.path, list(self.quarantine.known.values()))
+
+    def _restore_arithmetic(self, checkpoint: Checkpoint) -> None:
+        """Take up the states of optimiser and scaler."""
+        before, now = (config["optimizer"]["name"] for config in (checkpoint.state["config"], self.settings.config))
+        if before == now:
+            self.parts.optimizer.load_state_dict(checkpoint.optimizer)
+        else:  # only where changes were allowed
+            logger.warning("optimizer=%s begins anew: the checkpoint has the moments of %s", now, before)
+        scaler, saved = self.parts.updater.scaler, checkpoint.state["scaler"]
+        if (scaler is None) != (saved is None) and not self.settings.run.inexact:
+            raise ValueError(
+                "the checkpoint was made with another precision; take the same precision=, a new run.dir=, or go on "
+                "all the same with run.inexact=true"
+            )
+        if scaler is not None and saved is not None:
+            scaler.load_state_dict(saved)
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Take up weights and average only, as for the export of the best step."""

@@ -18,7 +18,9 @@ logger = logging.getLogger(__name__)
 class Quarantine:
     """Rows that are out, by the keys of their references."""
 
-    def __init__(self, path: Path, *, on_bad: str, max_bad_share: float, refused: Sequence[Rejected]) -> None:
+    def __init__(
+        self, path: Path, *, on_bad: str, max_bad_share: float, refused: Sequence[Rejected], writes: bool = True
+    ) -> None:
         """Begin with none.
 
         Args:
@@ -26,12 +28,14 @@ class Quarantine:
             on_bad: `strict`, `quarantine` or `report`; see `data.ingest.admit`.
             max_bad_share: share of all lines, or of all hours, above which `quarantine` stops.
             refused: what was left out when the sources were opened.
+            writes: whether this process is the one that keeps the file.
         """
         self.path = path
         self.on_bad = on_bad
         self.max_bad_share = max_bad_share
         self.num_refused = len(refused)
         self.refused_s = _sum_s(refused)
+        self.writes = writes
         self.known: dict[int, Rejected] = {}
 
     def add(self, bad: Sequence[BadRow], *, num_rows: int, audio_s: float) -> None:
@@ -49,7 +53,8 @@ class Quarantine:
         if not fresh:
             return
         self.known.update(fresh)
-        append_quarantine(self.path, list(fresh.values()))
+        if self.writes:
+            append_quarantine(self.path, list(fresh.values()))
         logger.warning("quarantined: %s", summarise(fresh.values()))
         num_bad, num_lines = len(self.known) + self.num_refused, num_rows + self.num_refused
         bad_s, all_s = _sum_s(self.known.values()) + self.refused_s, audio_s + self.refused_s
@@ -60,22 +65,6 @@ class Quarantine:
                 f"dataset.max_bad_share={self.max_bad_share:g} or dataset.on_bad=strict allow; they are listed in "
                 f"{self.path}"
             )
-
-    def add_non_finite(
-        self, micro_batches: Sequence[SpeechBatch], clips: Sequence[int], *, num_rows: int, audio_s: float
-    ) -> None:
-        """List the rows of clips whose loss was not finite."""
-        bad = [
-            BadRow(
-                row.key,
-                reject(Reason.LOSS_NOT_FINITE, manifest=row.manifest, line=row.line, id=row.id, audio=row.audio),
-            )
-            for batch in micro_batches
-            for clip, members in zip(batch.clips, batch.members, strict=True)
-            if clip in clips
-            for row in members
-        ]
-        self.add(bad, num_rows=num_rows, audio_s=audio_s)
 
     def without(self, micro_batches: Sequence[SpeechBatch]) -> list[SpeechBatch]:
         """Return the batches without the clips whose loss was not finite; those that cannot be read never come."""
@@ -100,6 +89,22 @@ class Quarantine:
 
 def _sum_s(records: Iterable[Rejected]) -> float:
     return sum(record.duration_s or 0.0 for record in records)
+
+
+def non_finite_rows(micro_batches: Sequence[SpeechBatch], clips: Sequence[int]) -> list[BadRow]:
+    """Return the rows of clips whose loss was not finite."""
+    if not clips:
+        return []
+    return [
+        BadRow(
+            row.key,
+            reject(Reason.LOSS_NOT_FINITE, manifest=row.manifest, line=row.line, id=row.id, audio=row.audio),
+        )
+        for batch in micro_batches
+        for clip, members in zip(batch.clips, batch.members, strict=True)
+        if clip in clips
+        for row in members
+    ]
 
 
 def append_quarantine(path: Path, rejected: Sequence[Rejected]) -> None:

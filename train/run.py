@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,13 +18,15 @@ from data.features import LogMel
 from data.labels import LabelBuilder
 from data.loaders import ClipRecipe
 from train.adapters import choose_trainable, count_parameters, enable_checkpointing
-from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from train.checkpoint import Checkpoint, DamagedError, find_checkpoint, load_checkpoint, step_dir, sweep_checkpoints
 from train.compiling import compile_layers
 from train.corpus import all_texts, open_training, open_validation
 from train.curves import draw_curves
 from train.ema import WeightAverage
 from train.export import describe_run, export_weights, write_json
 from train.half import HalfCopy
+from train.heartbeat import Heartbeat
+from train.identity import Change, admit_changes, describe_identity, find_changed_settings, find_changes
 from train.loop import Loop, Parts
 from train.loss import TrainingObjective
 from train.memory.admission import admit
@@ -41,33 +43,15 @@ from train.precision import (
     verify_trainable_dtype,
 )
 from train.quarantine import append_quarantine
-from train.runtime import build_accelerator, configure_logging, open_run_dir, seed_everything
+from train.ranks import Ranks, is_exchange_failure
+from train.runtime import build_accelerator, configure_logging, lock_run_dir, open_run_dir, seed_everything
+from train.saver import CheckpointSaver
 from train.settings import TrainSettings
 from train.step import Updater
 from train.throughput import measure_matmul_rate
 from train.tracking import MetricsFile, Tracker, WandbTracker
 
 logger = logging.getLogger(__name__)
-
-EXACT_GROUPS = (
-    "model",
-    "dataset",
-    "labels",
-    "window",
-    "augment",
-    "precision",
-    "finetune",
-    "optimizer",
-    "schedule",
-    "trainer",
-)
-"""Groups that must be as they were for a resumed run to be the same run."""
-FREE_KEYS = {
-    ("augment", "sounds_gib"),
-    ("trainer", "num_workers"),
-    ("trainer", "keep_checkpoints"),
-    ("trainer", "log_every_steps"),
-}
 
 
 @dataclass(frozen=True)
@@ -81,6 +65,8 @@ class RunResult:
     export_dir: Path | None
     """The artefact; None if the run was stopped before its end."""
     stop_signal: int | None
+    exit_code: int = 0
+    """Of the process; not 0 if the run was stopped before its end."""
 
 
 def run_training(settings: TrainSettings) -> RunResult:
@@ -93,34 +79,75 @@ def run_training(settings: TrainSettings) -> RunResult:
     """
     precision = resolve_precision(settings.precision, inspect_device(_device()))
     trainer = settings.trainer
-    accelerator = build_accelerator(precision, settings.precision, cache_autocast=not trainer.gradient_checkpointing)
+    accelerator = build_accelerator(
+        precision,
+        settings.precision,
+        cache_autocast=not trainer.gradient_checkpointing,
+        rank_timeout_s=trainer.rank_timeout_s,
+    )
+    ranks = Ranks()
+    heartbeat = Heartbeat(ranks.rank, ranks.world_size, timeout_s=trainer.rank_timeout_s)
     run_dir = settings.run_dir.expanduser().absolute()
-    if accelerator.is_main_process:
-        open_run_dir(run_dir, resume=settings.run.resume, overwrite=settings.run.overwrite)
-    accelerator.wait_for_everyone()
+    with contextlib.ExitStack() as stack:
+        stack.callback(heartbeat.close)
+        if accelerator.is_main_process:
+            open_run_dir(run_dir, resume=settings.run.resume, overwrite=settings.run.overwrite)
+            stack.enter_context(lock_run_dir(run_dir))
+            sweep_checkpoints(run_dir / "checkpoints")
+        ranks.wait()
+        try:
+            return _train(settings, precision, accelerator, ranks, heartbeat, run_dir)
+        except RuntimeError as e:
+            if ranks.world_size > 1 and is_exchange_failure(e):
+                heartbeat.wait_for_verdict()
+            raise
+
+
+def _train(
+    settings: TrainSettings,
+    precision: Precision,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    heartbeat: Heartbeat,
+    run_dir: Path,
+) -> RunResult:
+    trainer = settings.trainer
     configure_logging(run_dir, is_main=accelerator.is_main_process)
     seed_everything(trainer.seed)
     apply_matmul_precision(precision)
     logger.info("%s", precision.describe(settings.precision.init_scale))
-    checkpoint = _find_resume(settings, run_dir)
+    checkpoint, changes = _find_resume(settings, run_dir)
     if accelerator.is_main_process:  # first of all: it marks the folder as a run's, also where what follows fails
         write_json(run_dir / "config.yaml", settings.config)
-    loop = _build_loop(settings, precision, accelerator, run_dir, checkpoint)
+    loop, changed = _build_loop(settings, precision, accelerator, ranks, heartbeat, run_dir, checkpoint, changes)
+    saver = loop.parts.saver
     try:
         if checkpoint is not None:
             loop.restore(checkpoint)
+            loop.inexact += [f"step {loop.progress.attempted}: {what} changed" for what in changed]
             logger.info("resumed at step %d of %d", loop.progress.attempted, trainer.max_steps)
         is_complete = loop.run()
+        heartbeat.at("end")
         export_dir = _export(loop, settings) if is_complete and accelerator.is_main_process else None
         if accelerator.is_main_process:
             draw_curves(run_dir / "metrics.jsonl", run_dir / "curves.png", title=settings.run.name)
+    except Exception:
+        if saver is not None:
+            saver.join()  # a checkpoint in the making is as good as any
+        raise
     finally:
         for tracker in loop.parts.trackers:
             tracker.close()
-    accelerator.wait_for_everyone()
+    ranks.wait()
     progress = loop.progress
     return RunResult(
-        run_dir, progress.attempted, progress.best_step, progress.best_headline, export_dir, loop.signals.received
+        run_dir,
+        progress.attempted,
+        progress.best_step,
+        progress.best_headline,
+        export_dir,
+        loop.signals.received,
+        loop.exit_code,
     )
 
 
@@ -128,10 +155,11 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _find_resume(settings: TrainSettings, run_dir: Path) -> Checkpoint | None:
+def _find_resume(settings: TrainSettings, run_dir: Path) -> tuple[Checkpoint | None, list[Change]]:
+    """Return the checkpoint to go on from, and the settings that are not as they were."""
     resume = settings.run.resume
     if resume == "never":
-        return None
+        return None, []
     if resume != "auto":
         path = Path(resume).expanduser()
         if not path.is_dir():
@@ -140,33 +168,24 @@ def _find_resume(settings: TrainSettings, run_dir: Path) -> Checkpoint | None:
     else:
         found = find_checkpoint(run_dir / "checkpoints")
         if found is None:
-            return None
+            return None, []
         checkpoint = found[1]
-    _verify_same_run(checkpoint.state["config"], settings.config)
-    return checkpoint
-
-
-def _verify_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [
-        f"{group}.{key}"
-        for group in EXACT_GROUPS
-        for key in sorted({**before.get(group, {}), **now.get(group, {})})
-        if (group, key) not in FREE_KEYS and before.get(group, {}).get(key) != now.get(group, {}).get(key)
-    ]
-    if changed:
-        raise ValueError(
-            f"the run in this folder was made with other values of {', '.join(changed)}; "
-            "give them as they were to go on, name another run.name=, or start anew with run.overwrite=true"
-        )
+    changes = find_changed_settings(checkpoint.state["config"], settings.config)
+    admit_changes(changes, inexact=settings.run.inexact)  # said before gigabytes are loaded
+    return checkpoint, changes
 
 
 def _build_loop(
     settings: TrainSettings,
     precision: Precision,
     accelerator: Accelerator,
+    ranks: Ranks,
+    heartbeat: Heartbeat,
     run_dir: Path,
     checkpoint: Checkpoint | None,
-) -> Loop:
+    changes: Sequence[Change],
+) -> tuple[Loop, list[str]]:
+    """Build all parts; also return what is not as the checkpoint knew it."""
     is_auto = settings.trainer.micro_batch_size == "auto"
     texts = all_texts(settings) if settings.model.path is None else []
     recordings = open_recordings(settings.augment)  # a missing file is said before gigabytes are loaded
@@ -209,6 +228,17 @@ def _build_loop(
         quarantine.unlink(missing_ok=True)
         append_quarantine(quarantine, refused)
     _describe_model(loaded)
+    identity = describe_identity(
+        whisper.named_parameters(),
+        loaded.tokenizer,
+        [source for split in ("train", "replay", "validation") for source in settings.dataset.sources(split)],
+        world_size=ranks.world_size,
+        device=accelerator.device,
+    )
+    changed = [change.what for change in changes]
+    if checkpoint is not None:
+        changed += admit_changes(find_changes(checkpoint.state["identity"], identity), inexact=settings.run.inexact)
+    ranks.wait()  # ranks load at unlike speed, and building the exchange has its own, shorter time limit
     objective = accelerator.prepare(
         TrainingObjective(whisper, label_smoothing=trainer.label_smoothing, chunk_tokens=trainer.loss_chunk_tokens)
     )
@@ -240,10 +270,18 @@ def _build_loop(
         trackers=_open_trackers(settings, run_dir, checkpoint, validation_clips) if accelerator.is_main_process else (),
         run_dir=run_dir,
         source=loaded.source,
+        identity=identity,
+        saver=CheckpointSaver(
+            run_dir / "checkpoints", keep_last=trainer.keep_checkpoints, in_background=trainer.save_in_background
+        )
+        if accelerator.is_main_process
+        else None,
+        ranks=ranks,
+        heartbeat=heartbeat,
         matmul_flops_per_s=_matmul_rate(accelerator.device, precision),
         memory=PlanCheck(plan, accelerator.device),
     )
-    return Loop(parts, settings)
+    return Loop(parts, settings), changed
 
 
 def _matmul_rate(device: torch.device, precision: Precision) -> float | None:
@@ -284,7 +322,8 @@ def _open_trackers(
     settings: TrainSettings, run_dir: Path, checkpoint: Checkpoint | None, validation_clips: Clips | None
 ) -> Sequence[Tracker]:
     last_step = checkpoint.state["progress"]["attempted"] if checkpoint is not None else 0
-    trackers: list[Tracker] = [MetricsFile(run_dir / "metrics.jsonl", last_step=last_step)]
+    metrics = MetricsFile(run_dir / "metrics.jsonl", last_step=last_step)
+    trackers: list[Tracker] = [metrics]
     if settings.tracker.name == "wandb":
         clips = tuple(validation_clips.rows) if validation_clips is not None else ()
         trackers.append(
@@ -297,6 +336,8 @@ def _open_trackers(
                 audio={row.id: row.audio for row in clips if isinstance(row.audio, Path)}
                 if settings.tracker.log_audio
                 else {},
+                # A run that begins anew has a new id, and sends everything.
+                last_sent=metrics.last_seen if checkpoint is not None else -1,
             )
         )
     return trackers
@@ -307,11 +348,21 @@ def _export(loop: Loop, settings: TrainSettings) -> Path:
     progress = loop.progress
     step = progress.best_step if progress.best_step is not None else progress.attempted
     if step != progress.attempted:
-        loop.load_weights(load_checkpoint(loop.checkpoints_dir / f"step-{step:06d}"))
+        try:
+            loop.load_weights(load_checkpoint(step_dir(loop.checkpoints_dir, step)))
+        except DamagedError as e:
+            logger.error("the best step cannot be read (%s); the last one, step %d, is exported", e, progress.attempted)
+            step = progress.attempted
     return export_weights(
         loop.parts.run_dir / "export",
         loop.weights_to_ship(),
         loop.parts.half,
         dtype=torch.float16,
-        record=describe_run(settings, loop.parts.source, step=step, headline=progress.best_headline),
+        record=describe_run(
+            settings,
+            loop.parts.source,
+            step=step,
+            headline=progress.best_headline if step == progress.best_step else None,
+            inexact=loop.inexact,
+        ),
     )

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import random
 import shutil
 import sys
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, GradScalerKwargs
+from accelerate.utils import (
+    AutocastKwargs,
+    DistributedDataParallelKwargs,
+    GradScalerKwargs,
+    InitProcessGroupKwargs,
+)
 from rich.console import Console
 from rich.logging import RichHandler
 
+from data.redaction import redact
 from train.precision import Precision, PrecisionSettings
 
 logger = logging.getLogger(__name__)
 
+LOCK = ".lock"
 
-def build_accelerator(precision: Precision, settings: PrecisionSettings, *, cache_autocast: bool = True) -> Accelerator:
+
+def build_accelerator(
+    precision: Precision, settings: PrecisionSettings, *, cache_autocast: bool = True, rank_timeout_s: float = 45.0
+) -> Accelerator:
     """Build the Accelerator with the autocast and the loss scaler of a precision.
 
     Accumulation is ours: the environment overrides Accelerate's own count.
@@ -31,6 +45,8 @@ def build_accelerator(precision: Precision, settings: PrecisionSettings, *, cach
         settings: of the scaler.
         cache_autocast: keep the half-precision copies of the weights until the forward ends. With activation
             checkpointing that is 2.87 GiB on large-v3 for nothing, since each weight is used once a forward.
+        rank_timeout_s: how long processes wait for one; an exchange within an update waits ten times that, since a
+            process that compiles there looks like one that hangs.
 
     Raises:
         RuntimeError: if Accelerate did not set up what was asked.
@@ -48,6 +64,7 @@ def build_accelerator(precision: Precision, settings: PrecisionSettings, *, cach
             GradScalerKwargs(**scaler_options),
             AutocastKwargs(cache_enabled=cache_autocast),
             DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=10 * rank_timeout_s)),
         ],
     )
     if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
@@ -85,13 +102,14 @@ def open_run_dir(run_dir: Path, *, resume: str, overwrite: bool) -> Path:
         RuntimeError: if it cannot be written.
     """
     run_dir = run_dir.expanduser().absolute()
-    is_used = run_dir.is_dir() and any(run_dir.iterdir())
+    is_used = run_dir.is_dir() and any(path.name != LOCK for path in run_dir.iterdir())
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"run.dir={run_dir} is a file; name a folder")
     if is_used and not (run_dir / "config.yaml").is_file():
         raise ValueError(f"run.dir={run_dir} holds other files, and no config.yaml of a run; name another folder")
     if is_used and overwrite:
-        shutil.rmtree(run_dir)
+        with lock_run_dir(run_dir):
+            shutil.rmtree(run_dir)
     elif is_used and resume == "never":
         raise ValueError(f"run.dir={run_dir} holds a run; name another one, or add run.overwrite=true")
     try:
@@ -104,6 +122,30 @@ def open_run_dir(run_dir: Path, *, resume: str, overwrite: bool) -> Path:
     return run_dir
 
 
+@contextlib.contextmanager
+def lock_run_dir(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder, so that a queue that starts a run twice does not let two write into it.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    with (run_dir / LOCK).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader processes, unlike flock
+        except (BlockingIOError, PermissionError) as e:
+            raise ValueError(
+                f"another process trains in run.dir={run_dir}; wait until it ends, or name another run.name="
+            ) from e
+        except OSError as e:
+            logger.debug("%s cannot be locked: %s", run_dir, e.strerror)  # some network file systems
+        yield
+
+
+def _redact(record: logging.LogRecord) -> bool:
+    record.msg, record.args = redact(record.getMessage()), ()
+    return True
+
+
 def configure_logging(run_dir: Path | None, *, is_main: bool) -> None:
     """Send the log to the terminal (rank 0) and, with everything, to `train.log`."""
     root = logging.getLogger()
@@ -114,10 +156,12 @@ def configure_logging(run_dir: Path | None, *, is_main: bool) -> None:
         if sys.stderr.isatty():
             console = Console(stderr=True)
             terminal = RichHandler(console=console, show_path=False, show_time=False, show_level=False, markup=False)
+        terminal.addFilter(_redact)
         terminal.setLevel(os.environ.get("MEZZAVOCE_LOG", "INFO"))
         root.addHandler(terminal)
     if run_dir is not None and is_main:
         file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+        file.addFilter(_redact)
         file.setLevel(logging.DEBUG)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)

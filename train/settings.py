@@ -85,6 +85,14 @@ class TrainerSettings:
     """`auto` beside the weights, or `cpu`."""
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept, besides the best."""
+    save_in_background: bool = True
+    """Write checkpoints beside the training, where the host's memory holds a copy."""
+    max_hours: float = 0.0
+    """Hours of this start, after which the run is saved and stops; 0 sets no limit."""
+    rank_timeout_s: float = 45.0
+    """How long processes wait for one of them within an update before it counts as lost."""
+    verify_ranks_every_steps: int = 500
+    """Updates between two comparisons of all processes' weights; 0 is only at checkpoints."""
     num_workers: int | None = None
     """Processes that decode; None leaves two cores to the training, at most 8."""
 
@@ -101,13 +109,23 @@ class TrainerSettings:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"trainer.{name}={getattr(self, name)} must be 1 or more")
-        for name in ("eval_every_steps", "save_every_steps", "patience", "loss_chunk_tokens"):
+        for name in (
+            "eval_every_steps",
+            "save_every_steps",
+            "verify_ranks_every_steps",
+            "patience",
+            "loss_chunk_tokens",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"trainer.{name}={getattr(self, name)} must be 0 (never) or more")
         if self.micro_batch_size == "auto" and self.global_batch_size is None:
             raise ValueError(
                 "trainer.micro_batch_size=auto keeps the clips of an update: give trainer.global_batch_size="
             )
+        if self.max_hours < 0:
+            raise ValueError(f"trainer.max_hours={self.max_hours:g} must be 0 (no limit) or more")
+        if self.rank_timeout_s <= 0:
+            raise ValueError(f"trainer.rank_timeout_s={self.rank_timeout_s:g} must be above 0 seconds")
         if self.ema_device not in ("auto", "cpu"):
             raise ValueError(f"trainer.ema_device={self.ema_device} must be auto or cpu")
 
@@ -129,6 +147,8 @@ class RunSettings:
     """`auto` goes on where a run in the folder stopped, `never` wants a new folder, else the path of a checkpoint."""
     overwrite: bool = False
     """Delete the run in the folder first."""
+    inexact: bool = False
+    """Go on with other settings, data or processes than before; the artefact then says that the run is not exact."""
 
 
 @dataclass(frozen=True)

@@ -216,9 +216,10 @@ class Updater:
                 losses = [self._loss_of(batch.select([i])) for i in range(len(batch.clips))]
                 kept = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
                 bad_clips += [batch.clips[i] for i in range(len(batch.clips)) if i not in kept]
-                if kept:
-                    kept_batches.append(batch.select(kept))
-        if not kept_batches:
+                # What is left of a rank's update stays as many forwards, since gradients are exchanged in the last one.
+                kept_batches.append(batch.select(kept) if kept else batch.blank())
+        num_kept = torch.tensor(sum(len(batch.clips) for batch in kept_batches), device=self.accelerator.device)
+        if int(self.accelerator.reduce(num_kept, reduction="sum")) == 0:
             module = self.find_non_finite(batches[0])
             raise NonFiniteError(f"no clip of this update has a finite loss; first non-finite output in {module}")
         return kept_batches, tuple(bad_clips)

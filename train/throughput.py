@@ -68,8 +68,10 @@ class Throughput:
     def validating(self) -> Iterator[None]:
         """Time that is spent on scoring the held-out set."""
         start = time.perf_counter()
-        yield
-        self._validated_s += time.perf_counter() - start
+        try:
+            yield
+        finally:
+            self._validated_s += time.perf_counter() - start
 
     @property
     def validation_share(self) -> float:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from data.redaction import names_a_secret
 from infer.score.evaluation import Prediction
 
 logger = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline")
 NUM_SAMPLES = 32  # rows in the table of predictions
-SECRET_WORDS = ("key", "token", "secret", "password", "credential")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class MetricsFile:
 
     def __init__(self, path: Path, *, last_step: int | None = None) -> None:
         """Open the file; lines after `last_step`, left by a run that stopped between checkpoints, are taken out."""
+        self.last_seen = last_logged_step(path)
+        """The last step of the file before lines were taken out; -1 without one."""
         if path.exists() and last_step is not None:
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= last_step]
             path.write_text("".join(f"{line}\n" for line in kept))
@@ -79,6 +81,12 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def last_logged_step(path: Path) -> int:
+    """Return the last step that a metrics file tells of, -1 without one."""
+    steps = [_step_of(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return int(max((step for step in steps if math.isfinite(step)), default=-1))
 
 
 def _step_of(line: str) -> float:
@@ -104,6 +112,7 @@ class WandbTracker:
         config: Mapping[str, Any],
         run_id: str | None,
         audio: Mapping[str, Path],
+        last_sent: int = -1,
     ) -> None:
         """Start or continue the run.
 
@@ -114,6 +123,7 @@ class WandbTracker:
             config: of the run, without secrets.
             run_id: of the run to continue.
             audio: file of each prediction id, for the table; empty keeps audio here.
+            last_sent: the last step that the run has; what comes again after a resume is not sent twice.
         """
         import wandb
 
@@ -132,6 +142,7 @@ class WandbTracker:
         self._table = wandb.Table
         self._audio_type = wandb.Audio
         self._audio = audio
+        self._last_sent = last_sent
         self.run_id: str | None = run.id
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
@@ -141,10 +152,14 @@ class WandbTracker:
 
     def log(self, figures: Mapping[str, float | None], *, step: int) -> None:
         """Log figures under their step."""
+        if step <= self._last_sent:
+            return
         self._run.log({**{key: value for key, value in figures.items() if value is not None}, "step": step})
 
     def log_predictions(self, name: str, predictions: Sequence[Prediction], *, step: int) -> None:
         """Log a table of the first predictions; always the same clips, so that steps can be compared."""
+        if step <= self._last_sent:
+            return
         columns = ["id", "language", "detected", "reference", "hypothesis"]
         table = self._table(columns=[*columns, "audio"] if self._audio else columns)
         for prediction in predictions[:NUM_SAMPLES]:
@@ -180,11 +195,7 @@ def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy without any entry whose name speaks of a key, token, secret or password."""
     cleaned: dict[str, Any] = {}
     for name, value in config.items():
-        if any(word in _words(name) for word in SECRET_WORDS):
+        if names_a_secret(name):
             continue
         cleaned[name] = without_secrets(value) if isinstance(value, Mapping) else value
     return cleaned
-
-
-def _words(name: str) -> list[str]:
-    return name.lower().replace("-", "_").split("_")

@@ -1,0 +1,83 @@
+"""The table of faults in small: real runs that are killed, stopped, damaged, out of disk, and bereft of their peer."""
+
+import pytest
+
+from benchmarks import fault_files, fault_kills, fault_overflow, fault_ranks, fault_resume, faults
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "one_thread")
+
+
+@pytest.fixture
+def one_thread():
+    """A child that is forked while threads of torch are busy would wait for them for ever."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_killed_at_any_moment_a_run_ends_in_the_same_bits(tmp_path):
+    found = fault_kills.kill_runs(tmp_path / "kills", num_random=2, num_in_writes=2, workers=2)
+    assert found["cases"] == found["equal"] == found["newest_readable"] == found["without_rest"] == 4
+    assert found["killed_in_a_write"] == 2
+
+
+def test_stopped_in_an_update_a_validation_and_a_write_it_goes_on_equally(tmp_path):
+    found = fault_kills.stop_runs(tmp_path / "stops", num_cases=4, workers=2)
+    assert found["equal"] == 4
+    assert found["code_143"] + found["ended_before_the_signal_was_heard"] == 4
+    assert found["validation"] == 1 and found["code_143"] >= 1
+
+
+def test_resume_and_what_is_left_out(tmp_path):
+    found = fault_resume.resume_everywhere(tmp_path / "resume", steps=[7], workers=1)
+    assert found["equal"] == 1
+    assert found["overflows_at"]  # of themselves, in real FP16
+    parts = ["torch generator", "random states"]
+    left_out = fault_resume.leave_out(tmp_path / "resume", parts=parts, workers=2)
+    assert left_out == {"torch generator": "log differs from update 8", "random states": "noticed"}
+
+
+def test_a_full_disk_changes_nothing_but_the_log(tmp_path):
+    found = fault_files.fill_disk(tmp_path / "disk", num_points=2, workers=2)
+    assert found["previous_intact"] == found["without_rest"] == found["path_and_bytes_named"] == 2
+    assert found["went_on_and_ended_equal"] == 2
+    for full in found["full_for_ever"].values():
+        assert full["code"] == 75
+        assert full["intact"] and full["rests"] == 0
+
+
+@pytest.mark.parametrize("kind", fault_overflow.kinds())
+def test_planted_overflows(kind):
+    found = fault_overflow.plant_overflows(kind, num_planted=2)
+    assert found["skipped"] == 2
+    assert not any(found["disagreements"].values())
+
+
+def test_two_processes_agree(tmp_path):
+    assert max(fault_ranks.compare_gradients(tmp_path).values()) <= 1e-6
+    assert all(fault_ranks.plant_on_one(tmp_path).values())
+
+
+def test_a_dead_process_is_named_and_the_run_goes_on(tmp_path):
+    found = fault_ranks.lose_one(tmp_path / "lost", kinds=("rank 1 killed",), rank_timeout_s=5.0, dead_s=4.0)
+    assert found["without_a_fault"] == [0, 0]
+    lost = found["rank 1 killed"]
+    assert (lost["code"], lost["named"], lost["then_equal"]) == (70, True, True)
+    assert lost["seconds"] < 60
+
+
+def test_the_table_names_every_section():
+    assert set(faults.SECTIONS) == {
+        "kills",
+        "resume",
+        "damage",
+        "disk",
+        "stops",
+        "overflow",
+        "ranks",
+        "secrets",
+        "cost",
+    }
