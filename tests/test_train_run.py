@@ -362,6 +362,15 @@ def test_told_to_it_goes_on_with_other_settings_and_data_and_the_artefact_says_s
     assert load_artefact(again.export_dir).record["inexact"] == record["inexact"]
 
 
+def test_a_run_that_is_stopped_before_its_first_line_ends_with_its_code(train, monkeypatch):
+    from train.curves import draw_curves
+
+    _stop_after(monkeypatch, 2)
+    monkeypatch.setattr("train.run.draw_curves", draw_curves)  # refuses a log without a loss
+    result = train("run", "trainer.log_every_steps=5", "trainer.eval_every_steps=0")
+    assert (result.step, result.exit_code) == (2, 130)
+
+
 def test_hours_that_are_over_stop_with_a_checkpoint(train):
     result = train("run", "trainer.max_hours=1e-9")
     assert (result.step, result.exit_code, result.export_dir) == (0, 124, None)

@@ -129,7 +129,7 @@ def _train(
         is_complete = loop.run()
         heartbeat.at("end")
         export_dir = _export(loop, settings) if is_complete and accelerator.is_main_process else None
-        if accelerator.is_main_process:
+        if is_complete and accelerator.is_main_process:  # a stopped one has no time, and maybe no line yet
             draw_curves(run_dir / "metrics.jsonl", run_dir / "curves.png", title=settings.run.name)
     except Exception:
         if saver is not None:
