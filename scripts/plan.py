@@ -5,6 +5,7 @@ python scripts/plan.py model=large_v3 gpu_gib=24
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -110,11 +111,16 @@ def recommend(rows: Sequence[Row], gib: float, hours_of_speech: float | None) ->
     if hours_of_speech is not None and hours_of_speech < LITTLE_SPEECH_H:
         order = ["lora", "frozen_encoder", "full"]
     fitting = [row for row in rows if row.plan.fits(gib) and not row.name.endswith("_bf16")]
-    # The largest micro-batch that fits, and of equal ones the one that wants the larger card: it uses what is there.
+    # The largest micro-batch that fits, and of equal ones the one that is named after the larger card.
     fitting.sort(
-        key=lambda row: (order.index(row.plan.work.finetune.name), -row.plan.work.micro_batch_size, -row.plan.total_gib)
+        key=lambda row: (order.index(row.plan.work.finetune.name), -row.plan.work.micro_batch_size, -_card(row))
     )
     return fitting[0] if fitting else None
+
+
+def _card(row: Row) -> int:
+    found = re.match(r"ada(\d+)_", row.name)
+    return int(found[1]) if found else 0
 
 
 def _settings(config: DictConfig) -> TrainSettings:
