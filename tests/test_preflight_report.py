@@ -13,7 +13,7 @@ import pytest
 from data.preflight.charts import draw_histogram, nice_ticks
 from data.preflight.figures import describe_windows, padded_s, suggest_edges
 from data.preflight.overview import draw_overview
-from data.preflight.page import Heading, format_hours, write_page
+from data.preflight.page import Heading, format_hours, format_share, write_page
 from data.preflight.report import ReportOptions, build_report, write_report
 from data.preflight.scan import Split, scan_corpus
 from data.rows import JoinedRows
@@ -59,6 +59,13 @@ def report_of(path, tmp_path, **options):
     split = Split("train", JoinedRows([read_source(Source(str(path)))]), is_windowed=True)
     scan = scan_corpus([split], cache_path=tmp_path / "scan.jsonl")
     return build_report(scan, ReportOptions(edges_s=(0.5, 1, 2, 3, 30), **options))
+
+
+def test_a_share_that_is_there_is_never_nothing():
+    shares = (0.0, 1e-5, 4e-4, 6e-4, 0.5, 0.9999)
+    assert [format_share(share) for share in shares] == [
+        "0.0 %", "under 0.1 %", "under 0.1 %", "0.1 %", "50.0 %", "100 %"
+    ]  # fmt: skip
 
 
 def test_padding_agrees_with_the_rule_of_training():

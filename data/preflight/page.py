@@ -69,7 +69,7 @@ def write_page(report_dir: Path, report: Report, heading: Heading) -> Path:
     )
     environment.filters["shown"] = _shown
     environment.filters["hours"] = format_hours
-    environment.filters["per_cent"] = lambda share: f"{100 * share:.1f} %" if share < 0.9995 else "100 %"
+    environment.filters["per_cent"] = format_share
     environment.filters["language"] = lambda code: LANGUAGES.get(code, code).title()
     text = environment.get_template("page.html").render(
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
@@ -156,3 +156,10 @@ def _window_bars(windows: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 def _edges(edges_s: Sequence[float]) -> str:
     return " ".join(f"{edge:g}" for edge in edges_s)
+
+
+def format_share(share: float) -> str:
+    """Return a share as per cent; what is there is never 0.0 %."""
+    if 0.0 < share < 0.0005:
+        return "under 0.1 %"
+    return f"{100 * share:.1f} %" if share < 0.9995 else "100 %"

@@ -18,9 +18,9 @@ from data.preflight.cache import FIGURES, ScanCache, clip_key, figures_record
 from data.preflight.clip import ClipFigures, ClipJob, measure_clip
 from data.preflight.pool import Measure, measure_clips
 from data.preflight.writing import find_text_faults, hash_text
-from data.reasons import Reason, Rejected, reject
+from data.reasons import Reason, Rejected
 from data.recordings import cut_recording
-from data.rows import JoinedRows, Row, encoded
+from data.rows import JoinedRows, Row, encoded, reject_row
 
 FEW_CLIPS = 400  # below it the start of worker processes costs more than they save
 UNKNOWN = -1
@@ -108,14 +108,7 @@ class SplitScan:
         yield from self.split.rejected
         for index in np.flatnonzero(~self.usable):
             row = self.split.rows[int(index)]
-            yield reject(
-                reason_of(str(self.figures["code"][index])),
-                manifest=row.manifest,
-                line=row.line,
-                id=row.id,
-                audio=row.audio,
-                detail=self.details.get(int(index), ""),
-            )
+            yield reject_row(row, reason_of(str(self.figures["code"][index])), self.details.get(int(index), ""))
 
 
 @dataclass(frozen=True)
