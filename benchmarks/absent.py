@@ -18,10 +18,13 @@ NOT_NEEDED = ("datasets", "hydra", "omegaconf", "jiwer", "evaluate", "wandb", "s
 
 
 class _Placeholder:
-    """Stands for a class or function of an absent package; using it says so."""
+    """Stands for a class or function of an absent package; using it, other than in an import, says so."""
+
+    is_importing = False
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        raise RuntimeError("a package is not installed that nothing here should need")
+        if not _Placeholder.is_importing:  # a table of column types is built as a module is imported
+            raise RuntimeError("a package is not installed that nothing here should need")
 
 
 class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -48,9 +51,11 @@ def without_absent() -> Iterator[tuple[str, ...]]:
     missing = tuple(name for name in NOT_NEEDED if importlib.util.find_spec(name) is None)
     finder = _Absent(missing)
     sys.meta_path.append(finder)
+    _Placeholder.is_importing = True
     try:
         yield missing
     finally:
+        _Placeholder.is_importing = False
         sys.meta_path.remove(finder)
         for name in [name for name in sys.modules if name.split(".")[0] in missing]:
             del sys.modules[name]
