@@ -317,7 +317,7 @@ def _saving_loop(tmp_path, *, keep_checkpoints, in_background=False):
         heartbeat=Heartbeat(0, 1, timeout_s=1.0),
     )
     settings = SimpleNamespace(
-        trainer=SimpleNamespace(keep_checkpoints=keep_checkpoints),
+        trainer=SimpleNamespace(keep_checkpoints=keep_checkpoints, loss_chunk_tokens=0),
         dataset=SimpleNamespace(on_bad="strict", max_bad_share=0.0),
         config={},
     )

@@ -1,6 +1,7 @@
 """The plan of memory equals PyTorch's own account of saved tensors, and the counts that were made of large-v3."""
 
 import contextlib
+import weakref
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import WhisperConfig
 
+import infer.attention
 from infer.encoder import WindowedWhisper
 from train.adapters import FinetuneSettings, choose_trainable, enable_checkpointing
 from train.loss import TrainingObjective
@@ -43,7 +45,15 @@ def _config(width=1280, layers=(32, 32), ffn=5120, heads=20, mels=128, vocabular
     )
 
 
-def _saved_bytes(work):
+def _watched(lowered, held):
+    def call(states):
+        held.append(weakref.ref(states))
+        return lowered(states)
+
+    return call
+
+
+def _saved_bytes(work, monkeypatch):
     """Run a forward over fake tensors and add up every storage that autograd saved, weights left out."""
     with torch.device("meta"):
         whisper = WindowedWhisper(work.config)
@@ -69,13 +79,20 @@ def _saved_bytes(work):
                 seen[storage._cdata] = storage
             return tensor
 
+        held = []  # inputs of projections that may carry their half copy
+        monkeypatch.setattr(infer.attention, "lowered", _watched(infer.attention.lowered, held))
         clips, labels = work.micro_batch_size, work.label_tokens
         features = torch.empty(clips, work.config.num_mel_bins, work.num_frames)
         ids = torch.zeros(clips, labels, dtype=torch.long)
         dtype = DTYPES.get(work.precision)
         autocast = torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
-            TrainingObjective(whisper)(features, ids, ids, num_label_tokens=clips * labels)
+            loss = TrainingObjective(whisper)(features, ids, ids, num_label_tokens=clips * labels)
+        for copy in (getattr(reference(), "lowered_copy", None) for reference in held):
+            if copy is not None:  # of a tensor that outlives the forward, as the encoder's output does
+                keep(copy)
+        monkeypatch.undo()
+        del loss
         return sum(storage.nbytes() for storage in seen.values())
 
 
@@ -103,7 +120,7 @@ TURBO = {"width": 640, "layers": (4, 1), "ffn": 2560, "heads": 10, "mels": 128, 
         (TINY, WIDE_LORA, "fp16", 2, 3000, 32),
     ],
 )
-def test_what_is_kept_equals_autograds_own_account(shape, finetune, precision, every, frames, labels):
+def test_what_is_kept_equals_autograds_own_account(shape, finetune, precision, every, frames, labels, monkeypatch):
     two, four = (
         Workload(
             _config(**shape),
@@ -118,13 +135,13 @@ def test_what_is_kept_equals_autograds_own_account(shape, finetune, precision, e
         )
         for clips in (2, 4)
     )
-    measured = (_saved_bytes(four) - _saved_bytes(two)) / 2
+    measured = (_saved_bytes(four, monkeypatch) - _saved_bytes(two, monkeypatch)) / 2
     assert _kept(two) == pytest.approx(measured, rel=0.03)
 
 
 @pytest.mark.parametrize(
     ("finetune", "precision", "every", "labels", "kept", "fixed"),
-    [  # GiB a clip and beside it, measured on the whole of large-v3
+    [  # GiB a clip and beside it, measured on the whole of large-v3 with stock attention
         (FULL, "fp16", 0, 128, 3.182, 2.868),
         (FULL, "fp16", 0, 448, 3.918, 2.868),
         (FULL, "fp16", 1, 128, 0.307, 0.134),
@@ -141,8 +158,23 @@ def test_large_v3_as_it_was_measured(finetune, precision, every, labels, kept, f
     work = Workload(
         _config(), finetune, precision, "adamw", 1, label_tokens=labels, checkpoint_every_layers=every, device="cpu"
     )
-    assert _kept(work) / GIB == pytest.approx(kept, rel=0.01)
+    assert (_kept(work) + _spared(work)) / GIB == pytest.approx(kept, rel=0.01)
     assert statics_of(work.config, finetune).casts(work) / GIB == pytest.approx(fixed, abs=0.0011)
+
+
+def _spared(work):
+    """Bytes of a clip that `infer.attention` does not keep: heads made contiguous, and inputs cast more than once."""
+    if work.finetune.name == "lora":
+        return 0
+    size, width = (2 if work.is_autocast else 4), 1280
+    encoder, decoder, shared = 1500 * width * size, work.label_tokens * width * size, 0
+    if work.checkpoint_every_layers:
+        return -encoder  # the copy that all layers share lies beside what is recomputed
+    layers = 32 if work.finetune.name == "full" else 0
+    copies = 2 if work.is_autocast else 0  # of the three of query, key and value
+    if work.is_autocast:
+        shared = (2 * 32 - 1) * encoder  # of key and value in each cross-attention
+    return layers * (1 + copies) * encoder + 32 * (2 + copies) * decoder + shared
 
 
 def test_static_bytes_of_large_v3():

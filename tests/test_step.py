@@ -134,7 +134,7 @@ def _loop(updater, accelerator):
         accelerator=accelerator,
         whisper=tiny_whisper(),
         matmul_flops_per_s=None,
-        dataset=SimpleNamespace(num_rows=3),
+        dataset=SimpleNamespace(num_rows=3, audio_s=1.0),
         memory=None,
         refused=(),
         run_dir=Path("no-folder-is-made"),

@@ -44,8 +44,9 @@ def stages_of(work: Workload) -> list[Stage]:
         stages.append(Stage("encoder_norm", _norm(work, rows), 0))
     # The encoder's output: every cross-attention reads it, and recomputed layers hold on to it.
     has_recomputed = work.checkpoint_every_layers > 0
-    shared = 1 if has_recomputed or not work.is_autocast else 0
-    stages.append(Stage("encoder_output", shared * _output_bytes(work) * rows * width, FLOAT_BYTES * rows * width))
+    shared = _output_bytes(work) if has_recomputed or not work.is_autocast else 0
+    shared += work.compute_bytes if _is_lowered(work) else 0  # one copy for all layers
+    stages.append(Stage("encoder_output", shared * rows * width, FLOAT_BYTES * rows * width))
     layer = _decoder_layer(work)
     stages += _layers("decoder", layer, config.decoder_layers, work, work.label_tokens, work.decoder_ffn)
     stages.append(Stage("decoder_norm", _norm(work, work.label_tokens), 0))
@@ -139,10 +140,10 @@ def _decoder_layer(work: Workload) -> int:
 
 
 def _attention(work: Workload, rows: int, positions: int, heads: int) -> int:
-    """Query, key, value, result and log-sums of the fused kernel; and the result again as the projection takes it."""
+    """Query, key, value, result and log-sums of the fused kernel; the projection takes the result as it lies."""
     width, compute = work.width, work.compute_bytes
     kept = compute * width * (2 * rows + 2 * positions) + FLOAT_BYTES * heads * rows
-    return kept + _half_inputs(work, rows, width, "out_proj")
+    return kept if _learns(work) else kept + _half_inputs(work, rows, width, "out_proj")
 
 
 def _feed_forward(work: Workload, rows: int, ffn: int) -> int:
@@ -153,8 +154,8 @@ def _feed_forward(work: Workload, rows: int, ffn: int) -> int:
 def _inputs(work: Workload, rows: int, names: tuple[str, ...], *, is_shared: bool = False) -> int:
     """What projections of a norm's output keep of it.
 
-    Autocast makes each of them a copy of its own; without it they share the norm's output. A frozen projection needs
-    none, but its adapter does, and reads it through FP32.
+    They share one copy under autocast (see `infer.attention`), and without it the norm's output. A frozen projection
+    needs none, but its adapter does, and reads it through FP32.
 
     Args:
         work: the training.
@@ -164,13 +165,16 @@ def _inputs(work: Workload, rows: int, names: tuple[str, ...], *, is_shared: boo
     """
     compute, width = work.compute_bytes, work.width
     if _learns(work):
-        is_copied = work.is_autocast and _output_bytes(work) != compute
-        copies = len(names) if is_copied else (0 if is_shared else 1)
-        return copies * compute * rows * width
+        return 0 if is_shared else compute * rows * width
     adapted = [name for name in names if name in work.finetune.target_modules]
     copies = len(adapted) if work.is_autocast or work.stream_bytes != FLOAT_BYTES else min(1, len(adapted))
     copies = 0 if is_shared and not work.is_autocast else copies
     return copies * compute * rows * width + len(adapted) * _ranks(work, rows)
+
+
+def _is_lowered(work: Workload) -> bool:
+    """Say whether autocast copies the output of a layer norm for the projections behind it."""
+    return work.is_autocast and _output_bytes(work) != work.compute_bytes
 
 
 def _half_inputs(work: Workload, rows: int, width: int, name: str) -> int:
