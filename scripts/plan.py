@@ -32,7 +32,10 @@ from train.model import planned_config
 from train.settings import TrainSettings
 
 LITTLE_SPEECH_H = 50.0  # below it LoRA is recommended first, see docs/recipes.md
-COLUMNS = ("weights", "gradients", "optimiser", "autocast copies", "activations", "logits", "half copy", "reserve")
+WIDE = 136  # characters, for a column a part
+PARTS = ("weights", "gradients", "optimiser", "autocast copies", "activations", "logits", "half copy", "reserve")
+COLUMNS = {name: (name,) for name in PARTS}
+NARROW_COLUMNS = {"states": PARTS[:3], "forward": PARTS[3:6], "rest": PARTS[6:]}
 DATASET = ("dataset=manifest", "dataset.train=train.jsonl", "dataset.validation=dev.jsonl")
 
 
@@ -130,22 +133,22 @@ def _settings(config: DictConfig) -> TrainSettings:
     return settings_from_plain(plain)
 
 
-def render_table(rows: Sequence[Row], gib: float, title: str) -> Table:
-    """Lay out one row a training, GiB in each column."""
-    table = Table(title=Text(title), box=SIMPLE_HEAD, title_justify="left")
+def render_table(rows: Sequence[Row], gib: float, title: str, *, is_wide: bool = True) -> Table:
+    """Lay out one row a training, GiB in each column; a narrow terminal gets sums instead of each part."""
+    columns = COLUMNS if is_wide else NARROW_COLUMNS
+    table = Table(title=Text(title), box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("training", no_wrap=True)
-    table.add_column("clips", justify="right")
-    for name in COLUMNS:
-        table.add_column(name, justify="right")
-    table.add_column("peak", justify="right", style="bold")
+    table.add_column("clips", justify="right", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", min_width=max(5, len(name)))
+    table.add_column("peak", justify="right", style="bold", min_width=5)
     table.add_column("")
     for row in rows:
         work, parts = row.plan.work, row.plan.parts
-        verdict = Text("fits", style="green") if row.plan.fits(gib) else Text("too large", style="red")
+        verdict = Text("fits", style="green") if row.plan.fits(gib) else Text("no", style="red")
         clips = f"{work.micro_batch_size} x {work.accumulation_steps}"
-        table.add_row(
-            row.name, clips, *(f"{parts[name]:.1f}" for name in COLUMNS), f"{row.plan.total_gib:.1f}", verdict
-        )
+        figures = (f"{sum(parts[name] for name in names):.1f}" for names in columns.values())
+        table.add_row(row.name, clips, *figures, f"{row.plan.total_gib:.1f}", verdict)
     return table
 
 
@@ -188,7 +191,7 @@ def pace_text(work: Workload, plan: PlanSettings) -> str:
 @entry_point("plan")
 def main(config: DictConfig) -> int:
     """Plan."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     plain = to_plain(config)
     gib = float(plain["gpu_gib"])
     if gib <= 0:
@@ -203,9 +206,10 @@ def main(config: DictConfig) -> int:
     grid = grid_rows(asked, plan.label_tokens)
     length = f"windows of {own.plan.work.num_frames / 100:g} s, {plan.label_tokens} label tokens"
     title = f"{asked.model.name}, {own.plan.num_parameters:,} parameters, {length}, GiB"
-    console.print(render_table([own, *grid], gib, title))
+    is_wide = console.width >= WIDE
+    console.print(render_table([own, *grid], gib, title, is_wide=is_wide))
     if recipes:
-        console.print(render_table(recipes, gib, f"Recipes of {asked.model.name}, GiB"))
+        console.print(render_table(recipes, gib, f"Recipes of {asked.model.name}, GiB", is_wide=is_wide))
     picture = Path(plan.picture)
     draw_plans([(row.name, row.plan) for row in [*grid, *recipes]], gib, picture, title=title)
     console.print(f"picture: {picture}", highlight=False, soft_wrap=True)

@@ -53,7 +53,7 @@ def draw_plans(named: Sequence[tuple[str, Plan]], gib: float, path: Path, *, tit
             color="#222222" if fits else "#a02020",
         )
     axes.axvline(gib, color="#a02020", linewidth=1.4)
-    axes.text(gib, len(named) - 0.42, f"{gib:g} GiB", color="#a02020", fontsize=9, ha="center", va="bottom")
+    axes.text(gib + 0.4, len(named) - 0.42, f"{gib:g} GiB", color="#a02020", fontsize=9, ha="left", va="bottom")
     axes.set_yticks(places, [name for name, _ in named], fontsize=9)
     axes.set_xlim(0, 1.16 * max(gib, *(plan.total_gib for _, plan in named)))
     axes.set_xlabel("GiB at the peak, predicted from shapes")
