@@ -260,3 +260,9 @@ def test_a_budget_of_seconds_makes_short_windows_share_larger_batches(artefact: 
     ]  # 30 s are above the budget alone, four times 2 s fill it, six clips are the most
     with pytest.raises(ValueError, match="batch_audio_s=0"):
         Transcriber(artefact, SETTINGS, batch_audio_s=0)
+
+
+def test_a_set_is_scored_whole_or_not_at_all(tmp_path: Path) -> None:
+    for cap in ({"max_clips": 2}, {"max_hours": 0.1}):
+        with pytest.raises(ValueError, match="scored whole"):
+            read_held_out([Source(str(tmp_path / "test.jsonl"), **cap)])

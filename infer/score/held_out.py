@@ -24,11 +24,15 @@ def read_held_out(sources: Sequence[Source]) -> tuple[Row, ...]:
     """Read held-out sets whole.
 
     Raises:
-        ValueError: if a line cannot be used, or an id stands in two sets: a missing item must never improve a score.
+        ValueError: if a line cannot be used, an id stands in two sets, or a set is to be cut: a missing item must never
+            improve a score.
         FileNotFoundError: if a source does not exist.
     """
     if not sources:
         raise ValueError("dataset.test= names no set; type dataset.test=test.jsonl")
+    for source in sources:
+        if (source.max_clips, source.max_hours) != (None, None):
+            raise ValueError(f"max_clips and max_hours cap training data; {source.path} is scored whole: drop them")
     tables = [read_source(source) for source in sources]
     admit_all(tables)
     rows = [row for table in tables for row in table]
