@@ -304,7 +304,8 @@ def test_what_a_killed_run_left_is_swept_up(two):
 def _saving_loop(tmp_path, *, keep_checkpoints, in_background=False):
     net, optimizer = _trained()
     parts = SimpleNamespace(
-        accelerator=SimpleNamespace(is_main_process=True, device=torch.device("cpu")),
+        accelerator=SimpleNamespace(is_main_process=True, device=torch.device("cpu"), num_processes=1),
+        matmul_flops_per_s=None,
         run_dir=tmp_path,
         whisper=net,
         optimizer=optimizer,
