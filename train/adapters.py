@@ -122,10 +122,12 @@ class _MergedState(Mapping[str, Tensor]):
     """See `merged_state`."""
 
     def __init__(self, whisper: WindowedWhisper, replaced: Mapping[str, Tensor]) -> None:
-        from peft.tuners.lora import LoraLayer
-
         self._state = {name: replaced.get(name, tensor) for name, tensor in whisper.state_dict().items()}
-        self._adapted = {name: module for name, module in whisper.named_modules() if isinstance(module, LoraLayer)}
+        self._adapted: dict[str, Any] = {}
+        if any("lora_" in name for name in self._state):
+            from peft.tuners.lora import LoraLayer  # takes seconds, and is not needed otherwise
+
+            self._adapted = {name: module for name, module in whisper.named_modules() if isinstance(module, LoraLayer)}
         # The scales and the layout of 8-bit layers belong to their weights.
         own = [n for n in self._state if "lora_" not in n and not n.endswith((".SCB", ".weight_format"))]
         self._sources = {name.replace(".base_layer.", "."): name for name in own}

@@ -168,3 +168,4 @@ def configure_logging(run_dir: Path | None, *, is_main: bool) -> None:
     logging.getLogger("scripts").setLevel(logging.DEBUG)  # tracebacks of users' mistakes, for the file alone
     for name in ("httpx", "urllib3", "filelock", "matplotlib", "datasets", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a kernel for 4 bits, which we have no use for
