@@ -62,7 +62,3 @@ class HalfCopy:
         """Leave the device to the training until the next refresh; the copy of large-v3 takes 2.9 GiB."""
         if self._model is not None and self.device.type != "cpu":
             self._model.to("cpu")
-
-    def release(self) -> None:
-        """Give the memory back."""
-        self._model = None
