@@ -54,14 +54,15 @@ def kill_runs(folder: Path, *, num_random: int, num_in_writes: int, workers: int
             readable = False
         lost = max(sample_ids(run_dir), default=0) - newest_step(run_dir)
         ending = toys.finish(name)
-        equal = ending.code == 0 and toys.fingerprint(name) == whole
+        differs = toys.differences(name, whole) if ending.code == 0 else [f"exit code {ending.code}"]
         left = [path.name for path in (run_dir / "checkpoints").glob(".*")]
         return {
             "kind": kind,
             "killed": killed.code == 128 + signal.SIGKILL,
             "readable": readable,
             "lost": lost,
-            "equal": equal,
+            "name": name,
+            "differs": differs,
             "left": left,
         }
 
@@ -71,7 +72,8 @@ def kill_runs(folder: Path, *, num_random: int, num_in_writes: int, workers: int
         "cases": len(found),
         "killed": sum(f["killed"] for f in found),
         "killed_in_a_write": sum(f["killed"] and f["kind"] == "touch" for f in found),
-        "equal": sum(f["equal"] for f in found),
+        "equal": sum(not f["differs"] for f in found),
+        "differ": {f["name"]: f["differs"] for f in found if f["differs"]},
         "newest_readable": sum(f["readable"] for f in found),
         "without_rest": sum(not f["left"] for f in found),
         "save_every_steps": INTERVAL,
