@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import train.loop
+import train.rehearsal
 from benchmarks.fault_points import count_into, kill_at
 from benchmarks.toy_run import INTERVAL, Ending, ToyRuns, newest_step, sample_ids, spread, wait_for
 from train.checkpoint import DamagedError, find_checkpoint
@@ -147,7 +147,7 @@ def _judge_stop(toys: ToyRuns, name: str, whole: dict[str, Any], ending: Ending,
 
 def _stop_in_validation(mark: Path, share: float) -> None:
     """Let a child send itself SIGTERM in the middle of a validation, by an alarm: between any two lines."""
-    real = train.loop.validate
+    real = train.rehearsal.validate
 
     def validate(*arguments: Any, **options: Any) -> Any:
         def alarm(_number: int, _frame: Any) -> None:
@@ -159,4 +159,4 @@ def _stop_in_validation(mark: Path, share: float) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.03 * share)
         return real(*arguments, **options)
 
-    train.loop.validate = validate  # type: ignore[assignment]
+    train.rehearsal.validate = validate  # type: ignore[assignment]
