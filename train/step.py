@@ -213,6 +213,7 @@ class Updater:
         kept_batches: list[SpeechBatch] = []
         bad_clips: list[int] = []
         num_forwards = sum(len(batch.clips) for batch in batches)
+        num_blank = self._most_of_ranks(num_forwards) - num_forwards
         with looking(self.objective):
             for batch in batches:
                 losses = [self._loss_of(batch.select([i])) for i in range(len(batch.clips))]
@@ -220,7 +221,7 @@ class Updater:
                 bad_clips += [batch.clips[i] for i in range(len(batch.clips)) if i not in kept]
                 # What is left of a rank's update stays as many forwards, since gradients are exchanged in the last one.
                 kept_batches.append(batch.select(kept) if kept else batch.blank())
-            for _ in range(self._most_of_ranks(num_forwards) - num_forwards):
+            for _ in range(num_blank):
                 self._loss_of(batches[0].blank())  # on shards a forward gathers weights, so all ranks make as many
         num_kept = torch.tensor(sum(len(batch.clips) for batch in kept_batches), device=self.accelerator.device)
         if int(self.accelerator.reduce(num_kept, reduction="sum")) == 0:
