@@ -64,7 +64,8 @@ def in_two(action: Callable[[int, Path], None], folder: Path) -> list[Any]:
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def _batches(parts: tuple[tuple[int, int], ...]) -> list[SpeechBatch]:
+def batches_of(parts: tuple[tuple[int, int], ...]) -> list[SpeechBatch]:
+    """Return micro-batches of the clips from a to b, for each pair."""
     features, labels = build_clips()
     return [collate(features[a:b], labels[a:b], clips=range(a, b), audio_s=float(b - a), pad_id=0) for a, b in parts]
 
@@ -95,7 +96,7 @@ def compare_gradients(folder: Path) -> dict[str, float]:
         def act(rank: int, path: Path, split: Any = split) -> None:
             updater, objective, seen = _updater("fp32")
             updater.max_grad_norm = 0.0
-            result = updater.update(_batches(split[rank]), lr=0.1)
+            result = updater.update(batches_of(split[rank]), lr=0.1)
             torch.save({"gradient": seen[0], "loss": result.loss, "weights": _flat(_learning(objective))}, path)
 
         first, second = in_two(act, folder)
@@ -103,7 +104,7 @@ def compare_gradients(folder: Path) -> dict[str, float]:
         if pid == 0:  # in a child: Accelerate's state belongs to the process
             updater, _, seen = _updater("fp32")
             updater.max_grad_norm = 0.0
-            updater.update(_batches(((0, 16),)), lr=0.1)
+            updater.update(batches_of(((0, 16),)), lr=0.1)
             torch.save(seen[0], folder / "one.pt")
             os._exit(0)
         assert wait_for(pid).code == 0
@@ -130,7 +131,7 @@ def plant_on_one(folder: Path) -> dict[str, bool]:
                 skips, weights = [], []
                 for update in range(3):
                     armed[0] = update == 1
-                    result = updater.update(_batches(SPLITS["even"][rank]), lr=0.1)
+                    result = updater.update(batches_of(SPLITS["even"][rank]), lr=0.1)
                     skips.append(result.skipped)
                     weights.append(_flat(_learning(objective)))
                 scale = float("nan") if updater.scaler is None else updater.scaler.get_scale()
@@ -173,7 +174,7 @@ def _plant_behind(updater: Updater, planted: torch.nn.Parameter, armed: list[boo
 def _bad_clip(folder: Path) -> bool:
     def act(rank: int, path: Path) -> None:
         updater, objective, _ = _updater("fp16")
-        batches = _batches(SPLITS["even"][rank])
+        batches = batches_of(SPLITS["even"][rank])
         if rank == 1:  # the whole first micro-batch, and a clip of the second
             batches[0].input_features[:] = torch.nan
             batches[1].input_features[2] = torch.inf
@@ -193,7 +194,7 @@ def _other_weight(folder: Path) -> bool:
     def act(rank: int, path: Path) -> None:
         updater, objective, _ = _updater("fp32")
         ranks = Ranks()
-        updater.update(_batches(SPLITS["even"][rank]), lr=0.1)
+        updater.update(batches_of(SPLITS["even"][rank]), lr=0.1)
         ranks.verify_same_weights(objective.named_parameters(), step=1)
         if rank == 1:
             parameter = dict(objective.named_parameters())["whisper.model.decoder.layers.0.fc1.weight"]

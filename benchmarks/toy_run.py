@@ -114,11 +114,12 @@ class ToyRuns:
         self._plain = to_plain(compose_config("train", [*OVERRIDES, *data, *overrides]))
         self._plain.pop("recommended", None)
 
-    def settings(self, name: str, **trainer: Any) -> Any:
-        """Return the settings of a run in the folder of that name, with some of the group `trainer` replaced."""
+    def settings(self, name: str, **changes: Any) -> Any:
+        """Return the settings of a run in the folder of that name, with keys of `trainer` or `run` replaced."""
         plain = json.loads(json.dumps(self._plain))
         plain["run"]["dir"] = str(self.folder / name)
-        plain["trainer"].update(trainer)
+        for key, value in changes.items():
+            plain["run" if key in plain["run"] else "trainer"][key] = value
         return settings_from_plain(plain)
 
     def run(self, name: str, *, prepare: Callable[[], None] | None = None, **trainer: Any) -> int:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infer.encoder import WindowedWhisper
+from train.shards import whole
 
 METHODS = ("full", "lora", "frozen_encoder")
 BASE_DTYPES = ("fp32", "fp16", "int8")
@@ -97,9 +98,14 @@ def _quantise(whisper: WindowedWhisper) -> None:
                 setattr(module, name, quantised.requires_grad_(False).to(child.weight.device))
 
 
-def trainable_state(module: nn.Module) -> dict[str, Tensor]:
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that learn, by name."""
-    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def trainable_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the values of the parameters that learn, by name."""
+    return {name: p.detach() for name, p in trainable_parameters(module).items()}
 
 
 def merged_state(whisper: WindowedWhisper, *, replaced: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
@@ -141,7 +147,7 @@ class _MergedState(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         source = self._sources[name]
         owner = source.rsplit(".base_layer.", 1)[0]
-        stored = self._state[source]
+        stored = whole(self._state[source])
         scales = self._state.get(f"{source.removesuffix('.weight')}.SCB")
         tensor: Tensor = stored.float() if scales is None else stored.float() * (scales.float()[:, None] / 127.0)
         if owner not in self._adapted or not source.endswith("base_layer.weight"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ from train.quarantine import append_quarantine
 from train.ranks import Ranks
 from train.saver import CheckpointSaver
 from train.settings import TrainSettings
+from train.shard_files import save_sharded
+from train.sharding import Shard, prepare_objective
 from train.step import Updater
 from train.throughput import measure_matmul_rate
 from train.tracking import MetricsFile, Tracker, WandbTracker
@@ -53,17 +56,19 @@ def build_loop(
     run_dir: Path,
     checkpoint: Checkpoint | None,
     changes: Sequence[Change],
+    *,
+    shard: Shard = "none",
 ) -> tuple[Loop, list[str]]:
     """Build all parts; also return what is not as the checkpoint knew it."""
     is_auto = settings.trainer.micro_batch_size == "auto"
     texts = all_texts(settings) if settings.model.path is None else []
     recordings = open_recordings(settings.augment)  # a missing file is said before gigabytes are loaded
     if settings.model.path is not None:  # planned before gigabytes are loaded
-        settings, plan = _admit(settings, read_config(settings.model), precision, accelerator)
+        settings, plan = _admit(settings, read_config(settings.model), precision, accelerator, shard)
     loaded = load_model(settings.model, texts=texts)
     whisper = loaded.whisper
     if settings.model.path is None:
-        settings, plan = _admit(settings, whisper.config, precision, accelerator)
+        settings, plan = _admit(settings, whisper.config, precision, accelerator, shard)
     choose_trainable(whisper, settings.finetune)
     if precision.mode == "bf16_pure":
         whisper.to(torch.bfloat16)
@@ -103,13 +108,16 @@ def build_loop(
         [source for split in ("train", "replay", "validation") for source in settings.dataset.sources(split)],
         world_size=ranks.world_size,
         device=accelerator.device,
+        shard=shard,
     )
     changed = [change.what for change in changes]
     if checkpoint is not None:
         changed += admit_changes(find_changes(checkpoint.state["identity"], identity), inexact=settings.run.inexact)
     ranks.wait()  # ranks load at unlike speed, and building the exchange has its own, shorter time limit
-    objective = accelerator.prepare(
-        TrainingObjective(whisper, label_smoothing=trainer.label_smoothing, chunk_tokens=trainer.loss_chunk_tokens)
+    objective = prepare_objective(
+        TrainingObjective(whisper, label_smoothing=trainer.label_smoothing, chunk_tokens=trainer.loss_chunk_tokens),
+        accelerator,
+        shard,
     )
     optimizer = build_optimizer(
         settings.optimizer, whisper.named_parameters(), embeddings=embedding_parameters(whisper)
@@ -140,17 +148,31 @@ def build_loop(
         run_dir=run_dir,
         source=loaded.source,
         identity=identity,
-        saver=CheckpointSaver(
-            run_dir / "checkpoints", keep_last=trainer.keep_checkpoints, in_background=trainer.save_in_background
-        )
-        if accelerator.is_main_process
-        else None,
+        saver=_build_saver(settings, run_dir, ranks, shard),
         ranks=ranks,
         heartbeat=heartbeat,
+        shard=shard,
         matmul_flops_per_s=_matmul_rate(accelerator.device, precision),
         memory=PlanCheck(plan, accelerator.device),
     )
     return Loop(parts, settings), changed
+
+
+def _build_saver(settings: TrainSettings, run_dir: Path, ranks: Ranks, shard: Shard) -> CheckpointSaver | None:
+    """Let the main process save beside the training; shards are saved by all processes together."""
+    trainer, folder = settings.trainer, run_dir / "checkpoints"
+    is_main = ranks.rank == 0
+    if shard != "none":
+        return CheckpointSaver(
+            folder,
+            keep_last=trainer.keep_checkpoints,
+            in_background=False,
+            write=functools.partial(save_sharded, ranks=ranks),
+            prunes=is_main,
+        )
+    if not is_main:
+        return None
+    return CheckpointSaver(folder, keep_last=trainer.keep_checkpoints, in_background=trainer.save_in_background)
 
 
 def _matmul_rate(device: torch.device, precision: Precision) -> float | None:
@@ -163,9 +185,11 @@ def _matmul_rate(device: torch.device, precision: Precision) -> float | None:
 
 
 def _admit(
-    settings: TrainSettings, config: WhisperConfig, precision: Precision, accelerator: Accelerator
+    settings: TrainSettings, config: WhisperConfig, precision: Precision, accelerator: Accelerator, shard: Shard
 ) -> tuple[TrainSettings, Plan]:
-    return admit(settings, config, precision, device=accelerator.device, num_processes=accelerator.num_processes)
+    return admit(
+        settings, config, precision, device=accelerator.device, num_processes=accelerator.num_processes, shard=shard
+    )
 
 
 def _describe_model(loaded: LoadedModel) -> None:

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 MANIFEST = "manifest.json"
 MODEL, OPTIMIZER, AVERAGE, STATE = "model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"
+SHARDS = "shards"
 STEP_DIR = re.compile(r"step-(\d{6,})")
 ROOM_FOR_JSON = 4 << 20  # bytes, for all that is no tensor
 
@@ -44,11 +45,13 @@ class Checkpoint:
     """Moving average by name; empty without one."""
     state: dict[str, Any]
     """JSON: counters, data position, scaler, random states, guard, best score, tracker id, identity, configuration."""
+    shards: Path | None = None
+    """Folder with the shards of a run that was cut over its cards, which each rank reads for itself."""
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield all tensors."""
         yield from self.model.values()
-        yield from _flatten_optimizer(self.optimizer)[0].values()
+        yield from flatten_optimizer(self.optimizer)[0].values()
         yield from self.average.values()
 
     def on_host(self) -> Checkpoint:
@@ -81,37 +84,58 @@ def save_checkpoint(checkpoints_dir: Path, step: int, checkpoint: Checkpoint) ->
     Raises:
         OSError: if it cannot be written; what was there before is untouched, and nothing of the attempt is left.
     """
-    checkpoints_dir.mkdir(parents=True, exist_ok=True)
-    target = step_dir(checkpoints_dir, step)
-    _verify_room(target, num_bytes(checkpoint.tensors()) + ROOM_FOR_JSON)
-    attempt = uuid.uuid4().hex[:8]
-    temporary = checkpoints_dir / f".tmp-{target.name}-{attempt}"
-    temporary.mkdir()
+    temporary = open_attempt(checkpoints_dir, step, num_bytes(checkpoint.tensors()))
     try:
-        tensors, layout = _flatten_optimizer(checkpoint.optimizer)
-        files = {
-            MODEL: write_tensors(temporary / MODEL, checkpoint.model),
-            OPTIMIZER: write_tensors(temporary / OPTIMIZER, tensors),
-        }
-        if checkpoint.average:
-            files[AVERAGE] = write_tensors(temporary / AVERAGE, checkpoint.average)
-        files[STATE] = write_json(temporary / STATE, {**checkpoint.state, "optimizer": layout})
-        write_file(temporary / MANIFEST, [_manifest(step, files)])
-        sync_folder(temporary)
-        retired = checkpoints_dir / f".old-{target.name}-{attempt}"
-        if target.exists():  # the same step again, after a resume; moved, since deleting it first could leave neither
-            rename(target, retired)
-        try:
-            rename(temporary, target)
-        except OSError:
-            if retired.exists():
-                rename(retired, target)
-            raise
-        sync_folder(checkpoints_dir)
-        shutil.rmtree(retired, ignore_errors=True)
+        return close_attempt(temporary, step, write_whole(temporary, checkpoint))
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def open_attempt(checkpoints_dir: Path, step: int, size: int) -> Path:
+    """Make the hidden folder in which a checkpoint of so many bytes begins.
+
+    Raises:
+        OSError: if there is no room, or it cannot be made.
+    """
+    checkpoints_dir.mkdir(parents=True, exist_ok=True)
+    target = step_dir(checkpoints_dir, step)
+    _verify_room(target, size + ROOM_FOR_JSON)
+    temporary = checkpoints_dir / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
+    temporary.mkdir()
+    return temporary
+
+
+def write_whole(folder: Path, checkpoint: Checkpoint) -> dict[str, Written]:
+    """Write the files of a checkpoint; return them by name."""
+    tensors, layout = flatten_optimizer(checkpoint.optimizer)
+    files = {
+        MODEL: write_tensors(folder / MODEL, checkpoint.model),
+        OPTIMIZER: write_tensors(folder / OPTIMIZER, tensors),
+    }
+    if checkpoint.average:
+        files[AVERAGE] = write_tensors(folder / AVERAGE, checkpoint.average)
+    files[STATE] = write_json(folder / STATE, {**checkpoint.state, "optimizer": layout})
+    return files
+
+
+def close_attempt(temporary: Path, step: int, files: Mapping[str, Written]) -> Path:
+    """Seal a hidden folder with its manifest, and give it the name of its step."""
+    write_file(temporary / MANIFEST, [_manifest(step, files)])
+    sync_folder(temporary)
+    checkpoints_dir = temporary.parent
+    target = step_dir(checkpoints_dir, step)
+    retired = checkpoints_dir / f".old-{target.name}-{temporary.name.rpartition('-')[2]}"
+    if target.exists():  # the same step again, after a resume; moved, since deleting it first could leave neither
+        rename(target, retired)
+    try:
+        rename(temporary, target)
+    except OSError:
+        if retired.exists():
+            rename(retired, target)
+        raise
+    sync_folder(checkpoints_dir)
+    shutil.rmtree(retired, ignore_errors=True)
     return target
 
 
@@ -136,17 +160,31 @@ def _sealed(content: Mapping[str, Any]) -> bytes:
     return json.dumps({**content, "sha256": seal}, indent=1).encode()
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, read_shards: bool = True) -> Checkpoint:
     """Verify every hash, then read a checkpoint.
+
+    Args:
+        path: its folder.
+        read_shards: put shards together in memory; else only their folder is noted, for each rank to read its own.
 
     Raises:
         DamagedError: if a file is missing or differs.
     """
     files = verify_checkpoint(path)
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    optimizer = _unflatten_optimizer(load_file(path / OPTIMIZER), state.pop("optimizer"))
-    average = load_file(path / AVERAGE) if AVERAGE in files else {}
-    return Checkpoint(load_file(path / MODEL), optimizer, average, state)
+    layout = state.pop("optimizer")
+    groups = {"model": load_file(path / MODEL), "optimizer": load_file(path / OPTIMIZER)}
+    groups["average"] = load_file(path / AVERAGE) if AVERAGE in files else {}
+    shards = path / SHARDS if any(name.startswith(f"{SHARDS}/") for name in files) else None
+    if shards is not None and read_shards:
+        from train.shard_files import read_whole  # which stands upon this module
+
+        for name, tensor in read_whole(shards).items():
+            group, _, key = name.partition("/")
+            groups[group][key] = tensor
+        shards = None
+    optimizer = unflatten_optimizer(groups["optimizer"], layout)
+    return Checkpoint(groups["model"], optimizer, groups["average"], state, shards)
 
 
 def verify_checkpoint(path: Path) -> tuple[str, ...]:
@@ -179,8 +217,12 @@ def verify_checkpoint(path: Path) -> tuple[str, ...]:
     return tuple(files)
 
 
-def find_checkpoint(checkpoints_dir: Path) -> tuple[Path, Checkpoint] | None:
+def find_checkpoint(checkpoints_dir: Path, *, read_shards: bool = True) -> tuple[Path, Checkpoint] | None:
     """Return the newest checkpoint that is whole; say aloud which ones are not.
+
+    Args:
+        checkpoints_dir: where they lie.
+        read_shards: see `load_checkpoint`.
 
     Raises:
         DamagedError: if there are checkpoints and none is whole; a run never starts from scratch in silence.
@@ -188,7 +230,7 @@ def find_checkpoint(checkpoints_dir: Path) -> tuple[Path, Checkpoint] | None:
     paths = list_checkpoints(checkpoints_dir)
     for path in reversed(paths):
         try:
-            return path, load_checkpoint(path)
+            return path, load_checkpoint(path, read_shards=read_shards)
         except DamagedError as e:
             logger.warning("checkpoint skipped: %s", e)
     if paths:
@@ -221,7 +263,7 @@ def sweep_checkpoints(checkpoints_dir: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split an optimiser's state into named tensors and a JSON layout of all that is no tensor.
 
     An entry may be a group of entries of its own, as in bitsandbytes; the names are then joined by a slash.
@@ -246,7 +288,8 @@ def _leaves(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", value
 
 
-def _unflatten_optimizer(tensors: Mapping[str, Tensor], layout: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten_optimizer(tensors: Mapping[str, Tensor], layout: Mapping[str, Any]) -> dict[str, Any]:
+    """Put together what `flatten_optimizer` took apart."""
     entries: dict[int, dict[str, Any]] = {}
 
     def put(index: str, name: str, value: Any) -> None:

@@ -41,6 +41,7 @@ FREE_KEYS = {
     ("trainer", "max_hours"),
     ("trainer", "rank_timeout_s"),
     ("trainer", "save_in_background"),
+    ("trainer", "shard"),  # what comes of it is part of the identity
     ("trainer", "verify_ranks_every_steps"),
 }
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy")
@@ -62,6 +63,7 @@ def describe_identity(
     *,
     world_size: int,
     device: torch.device,
+    shard: str = "none",
 ) -> dict[str, Any]:
     """Return what a checkpoint keeps to know its run again, as JSON.
 
@@ -71,12 +73,14 @@ def describe_identity(
         sources: of training and validation.
         world_size: number of processes.
         device: what trains.
+        shard: how weights are cut over the processes.
     """
     return {
         "frozen weights": _hash_frozen(named_parameters),
         "tokenizer": _sha256(json.dumps(sorted(tokenizer.get_vocab().items()))),
         "data": {source.path: _hash_source(source) for source in sources},
         "processes": world_size,
+        "shard": shard,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
@@ -104,6 +108,9 @@ def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Chan
         changes.append(
             Change(f"the number of processes ({before['processes']}, now {now['processes']})", is_allowed=False)
         )
+    cut, now_cut = before.get("shard", "none"), now.get("shard", "none")
+    if cut != now_cut:
+        changes.append(Change(f"trainer.shard ({cut}, now {now_cut})", is_allowed=False))
     # The sums of another card or version differ in their last bits: the same run, but not bit for bit.
     if before["device"] != now["device"]:
         changes.append(Change(f"the device ({before['device']}, now {now['device']})", is_allowed=True))

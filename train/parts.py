@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import nn
 from torch.optim import Optimizer
 
 from data.dataset import Clips
@@ -19,10 +20,10 @@ from infer.encoder import WindowedWhisper
 from train.ema import WeightAverage
 from train.half import HalfCopy
 from train.heartbeat import Heartbeat
-from train.loss import TrainingObjective
 from train.memory.device import PlanCheck
 from train.ranks import Ranks
 from train.saver import CheckpointSaver
+from train.sharding import Shard
 from train.step import Updater
 from train.tracking import Tracker
 
@@ -33,7 +34,8 @@ class Parts:
 
     accelerator: Accelerator
     whisper: WindowedWhisper
-    objective: TrainingObjective
+    objective: nn.Module
+    """A `TrainingObjective`, with autocast and the exchange of gradients around it."""
     optimizer: Optimizer
     updater: Updater
     average: WeightAverage | None
@@ -50,9 +52,11 @@ class Parts:
     identity: Mapping[str, Any]
     """By which a checkpoint knows its run again; see `train.identity`."""
     saver: CheckpointSaver | None
-    """On the main process only."""
+    """On the main process only; on shards, on all."""
     ranks: Ranks
     heartbeat: Heartbeat
+    shard: Shard = "none"
+    """How weights, gradients and moments are cut over the cards."""
     matmul_flops_per_s: float | None = None
     """What the device was measured to do; None where it was not."""
     memory: PlanCheck | None = None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from train.signals import PeerError
 
@@ -25,14 +26,14 @@ class Ranks:
     def __init__(self) -> None:
         self.rank = dist.get_rank() if _has_peers() else 0
         self.world_size = dist.get_world_size() if _has_peers() else 1
-        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world_size > 1 else None
+        self.group = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world_size > 1 else None
 
     def largest(self, value: int) -> int:
         """Return the largest value of all ranks."""
-        if self._group is None:
+        if self.group is None:
             return value
         tensor = torch.tensor(value)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
         return int(tensor)
 
     def wait(self) -> None:
@@ -41,10 +42,10 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks, in their order."""
-        if self._group is None:
+        if self.group is None:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self._group)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def join(self, items: Sequence[Any]) -> list[Any]:
@@ -54,14 +55,17 @@ class Ranks:
         return [item for values in self.gather(list(items)) for item in values]
 
     def verify_same_weights(self, named_parameters: Iterable[tuple[str, nn.Parameter]], *, step: int) -> None:
-        """Compare the weights of all ranks by their hashes.
+        """Compare the weights of all ranks by their hashes; a shard is held once, so there is nothing to compare.
 
         Raises:
             PeerError: if they differ; names the ranks and the first parameter.
         """
-        if self._group is None:
+        if self.group is None:
             return
-        names, tensors = zip(*named_parameters, strict=True)
+        held = [(name, p) for name, p in named_parameters if not isinstance(p, DTensor)]
+        if not held:
+            return
+        names, tensors = zip(*held, strict=True)
         found = self.gather(weight_hashes(tensors))
         if all(hashes == found[0] for hashes in found):
             return

@@ -170,6 +170,7 @@ def configure_logging(run_dir: Path | None, *, is_main: bool) -> None:
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
     logging.getLogger("scripts").setLevel(logging.DEBUG)  # tracebacks of users' mistakes, for the file alone
+    logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)  # tells of each step of a checkpoint
     for name in ("httpx", "urllib3", "filelock", "matplotlib", "datasets", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a kernel for 4 bits, which we have no use for

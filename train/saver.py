@@ -50,7 +50,27 @@ class CheckpointSaver:
     ends the run.
     """
 
-    def __init__(self, checkpoints_dir: Path, *, keep_last: int, in_background: bool) -> None:
+    def __init__(
+        self,
+        checkpoints_dir: Path,
+        *,
+        keep_last: int,
+        in_background: bool,
+        write: Callable[[Path, int, Checkpoint], Path] | None = None,
+        prunes: bool = True,
+    ) -> None:
+        """Remember how.
+
+        Args:
+            checkpoints_dir: the folder.
+            keep_last: newest checkpoints that stay.
+            in_background: write beside the training, where the memory holds a copy.
+            write: takes folder, step and checkpoint; None is `save_checkpoint`. One that all ranks call together must
+                fail on all of them.
+            prunes: delete old ones; one rank does.
+        """
+        self.write = write
+        self.prunes = prunes
         self.checkpoints_dir = checkpoints_dir
         self.keep_last = keep_last
         self.in_background = in_background
@@ -148,7 +168,7 @@ class CheckpointSaver:
     def _write(self, attempt: _Attempt, checkpoint: Checkpoint) -> None:
         begun = time.perf_counter()
         try:
-            save_checkpoint(self.checkpoints_dir, attempt.step, checkpoint)
+            (self.write or save_checkpoint)(self.checkpoints_dir, attempt.step, checkpoint)
         except OSError as e:
             attempt.error = e
         except BaseException as e:  # raised again in the thread that waits
@@ -174,10 +194,10 @@ class CheckpointSaver:
             attempt.size / 1e6,
             attempt.elapsed_s,
         )
-        # Only now that a newer one stands.
-        prune_checkpoints(
-            self.checkpoints_dir, keep_last=self.keep_last, keep={"best": attempt.best, "verified": self.verified}
-        )
+        if self.prunes:  # only now that a newer one stands
+            prune_checkpoints(
+                self.checkpoints_dir, keep_last=self.keep_last, keep={"best": attempt.best, "verified": self.verified}
+            )
 
     def _fail(self, attempt: _Attempt, error: OSError) -> None:
         self.saved = None

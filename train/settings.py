@@ -93,6 +93,9 @@ class TrainerSettings:
     """How long processes wait for one of them within an update before it counts as lost."""
     verify_ranks_every_steps: int = 500
     """Updates between two comparisons of all processes' weights; 0 is only at checkpoints."""
+    shard: str = "auto"
+    """`none`: every process holds all weights; `zero2`, `zero3`: they are cut over the cards; `auto`: as the launch
+    file says."""
     num_workers: int | None = None
     """Processes that decode; None leaves two cores to the training, at most 8."""
 
@@ -126,6 +129,8 @@ class TrainerSettings:
             raise ValueError(f"trainer.max_hours={self.max_hours:g} must be 0 (no limit) or more")
         if self.rank_timeout_s <= 0:
             raise ValueError(f"trainer.rank_timeout_s={self.rank_timeout_s:g} must be above 0 seconds")
+        if self.shard not in ("auto", "none", "zero2", "zero3"):
+            raise ValueError(f"trainer.shard={self.shard} must be auto, none, zero2 or zero3")
         if self.ema_device not in ("auto", "cpu"):
             raise ValueError(f"trainer.ema_device={self.ema_device} must be auto or cpu")
 

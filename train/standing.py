@@ -6,9 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from train.adapters import merged_state, trainable_state
+from train.adapters import merged_state, trainable_parameters, trainable_state
 from train.checkpoint import Checkpoint
 from train.counters import Progress
 from train.guard import SkipGuard
@@ -16,6 +17,8 @@ from train.parts import Parts
 from train.quarantine import Quarantine, append_quarantine
 from train.random_state import restore_random_states
 from train.settings import TrainSettings
+from train.shard_files import read_own
+from train.shards import cut_like, cut_moments
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +77,7 @@ class Standing:
         Raises:
             ValueError: if it belongs to another model.
         """
+        checkpoint = self._with_own_shards(checkpoint)
         self.load_weights(checkpoint)
         state = checkpoint.state
         self._restore_arithmetic(checkpoint)
@@ -94,7 +98,7 @@ class Standing:
         """Take up the states of optimiser and scaler."""
         before, now = (config["optimizer"]["name"] for config in (checkpoint.state["config"], self.settings.config))
         if before == now:
-            self.parts.optimizer.load_state_dict(checkpoint.optimizer)
+            self.parts.optimizer.load_state_dict(cut_moments(checkpoint.optimizer, self._ordered_parameters()))
         else:  # only where changes were allowed
             logger.warning("optimizer=%s begins anew: the checkpoint has the moments of %s", now, before)
         scaler, saved = self.parts.updater.scaler, checkpoint.state["scaler"]
@@ -106,14 +110,32 @@ class Standing:
         if scaler is not None and saved is not None:
             scaler.load_state_dict(saved)
 
+    def _with_own_shards(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Read this rank's shards, where the checkpoint has any that are not read yet."""
+        if checkpoint.shards is None:
+            return checkpoint
+        own = read_own(
+            checkpoint.shards,
+            trainable_parameters(self.parts.whisper),
+            self._ordered_parameters(),
+            checkpoint.optimizer,
+        )
+        return Checkpoint(own.model, own.optimizer, own.average, checkpoint.state)
+
+    def _ordered_parameters(self) -> list[Tensor]:
+        return [p for group in self.parts.optimizer.param_groups for p in group["params"]]
+
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Take up weights and average only, as for the export of the best step."""
-        parameters = {name: p for name, p in self.parts.whisper.named_parameters() if p.requires_grad}
+        parameters = trainable_parameters(self.parts.whisper)
+        checkpoint = self._with_own_shards(checkpoint)
         if parameters.keys() != checkpoint.model.keys():
             raise ValueError("the checkpoint belongs to another model or finetune=; take a new run.dir=")
         for name, parameter in parameters.items():
             if parameter.shape != checkpoint.model[name].shape:
                 raise ValueError(f"the checkpoint has another shape of {name}; take a new run.dir=")
-            parameter.data.copy_(checkpoint.model[name])
+            with torch.no_grad():
+                parameter.copy_(cut_like(checkpoint.model[name], parameter))
         if self.parts.average is not None and checkpoint.average:
-            self.parts.average.load(checkpoint.average)
+            kept = self.parts.average.average
+            self.parts.average.load({name: cut_like(t, kept[name]) for name, t in checkpoint.average.items()})

@@ -21,6 +21,7 @@ from data.features import LogMel
 from train.ema import WeightAverage
 from train.guard import NonFiniteError, first_non_finite
 from train.memory.shortage import Shortage
+from train.shards import looking, whole
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Updater:
             total += nll.detach()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None]))
         figures = torch.stack([total, (~norm.isfinite()).float()])
         if self.accelerator.num_processes > 1:
             figures = self.accelerator.reduce(figures, reduction="sum")
@@ -211,18 +212,26 @@ class Updater:
         """Find the clips without a finite loss, one forward each, and take them out of the update."""
         kept_batches: list[SpeechBatch] = []
         bad_clips: list[int] = []
-        with torch.no_grad():
+        num_forwards = sum(len(batch.clips) for batch in batches)
+        num_blank = self._most_of_ranks(num_forwards) - num_forwards
+        with looking(self.objective):
             for batch in batches:
                 losses = [self._loss_of(batch.select([i])) for i in range(len(batch.clips))]
                 kept = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
                 bad_clips += [batch.clips[i] for i in range(len(batch.clips)) if i not in kept]
                 # What is left of a rank's update stays as many forwards, since gradients are exchanged in the last one.
                 kept_batches.append(batch.select(kept) if kept else batch.blank())
+            for _ in range(num_blank):
+                self._loss_of(batches[0].blank())  # on shards a forward gathers weights, so all ranks make as many
         num_kept = torch.tensor(sum(len(batch.clips) for batch in kept_batches), device=self.accelerator.device)
         if int(self.accelerator.reduce(num_kept, reduction="sum")) == 0:
             module = self.find_non_finite(batches[0])
             raise NonFiniteError(f"no clip of this update has a finite loss; first non-finite output in {module}")
         return kept_batches, tuple(bad_clips)
+
+    def _most_of_ranks(self, count: int) -> int:
+        counts: Tensor = self.accelerator.gather(torch.tensor([count], device=self.accelerator.device))
+        return int(counts.max())
 
     def _nll(self, batch: SpeechBatch) -> Tensor:
         nll: Tensor = self.objective(
@@ -236,6 +245,6 @@ class Updater:
     def find_non_finite(self, batch: SpeechBatch) -> str:
         """Return the name of the first module whose output is not finite, or what was looked at in vain."""
         batch = batch.to(self.accelerator.device).with_features(self.log_mel)
-        with torch.no_grad(), first_non_finite(self.objective) as found:
+        with looking(self.objective), first_non_finite(self.objective) as found:
             self._loss_of(batch)
         return found[0] if found else "no module's forward (the gradient overflows)"

@@ -21,7 +21,13 @@ HOST_SHARE = 0.5  # of the free memory of a host that `micro_batch_size=auto` ma
 
 
 def admit(
-    settings: TrainSettings, config: WhisperConfig, precision: Precision, *, device: torch.device, num_processes: int
+    settings: TrainSettings,
+    config: WhisperConfig,
+    precision: Precision,
+    *,
+    device: torch.device,
+    num_processes: int,
+    shard: str = "none",
 ) -> tuple[TrainSettings, Plan]:
     """Resolve `trainer.micro_batch_size=auto`, and stop where a training cannot fit.
 
@@ -33,6 +39,7 @@ def admit(
         precision: resolved for the device.
         device: where it will run.
         num_processes: processes that train together.
+        shard: how weights are cut over them.
 
     Returns:
         The settings with numbers, and the plan of the largest window.
@@ -44,15 +51,17 @@ def admit(
     available_gib = memory_gib(device)
     limit_gib = available_gib if device.type == "cuda" else HOST_SHARE * available_gib
     if settings.trainer.micro_batch_size == "auto":
-        settings = _take_largest(settings, config, precision, device, num_processes, limit_gib)
-    works = _workloads(settings, config, precision, device, num_processes, TYPICAL_LABEL_TOKENS)
+        settings = _take_largest(settings, config, precision, device, num_processes, shard, limit_gib)
+    works = _workloads(settings, config, precision, device, num_processes, shard, TYPICAL_LABEL_TOKENS)
     plan = worst_plan(works, statics_of(config, settings.finetune))
     logger.info(
         "memory: planned peak %.2f GiB of %.1f on %s (%s)", plan.total_gib, available_gib, device.type, describe(plan)
     )
     if device.type == "cuda":
         verify_fits(plan, available_gib, device=torch.cuda.get_device_name(device))
-        longest = _workloads(settings, config, precision, device, num_processes, int(config.max_target_positions))
+        longest = _workloads(
+            settings, config, precision, device, num_processes, shard, int(config.max_target_positions)
+        )
         longest_gib = worst_plan(longest, statics_of(config, settings.finetune)).total_gib
         if longest_gib > available_gib:
             logger.warning("texts of %d tokens would need %.1f GiB", config.max_target_positions, longest_gib)
@@ -65,13 +74,14 @@ def _take_largest(
     precision: Precision,
     device: torch.device,
     num_processes: int,
+    shard: str,
     limit_gib: float,
 ) -> TrainSettings:
     wanted = settings.trainer.global_batch_size
     assert wanted is not None
     one = _with_batch(settings, 1, 1)
     # Long texts are rare, but an update that fails on one after hours is worse than a smaller micro-batch.
-    longest = _workloads(one, config, precision, device, num_processes, int(config.max_target_positions))
+    longest = _workloads(one, config, precision, device, num_processes, shard, int(config.max_target_positions))
     largest = max(longest, key=lambda work: work.num_frames)
     found = fit_micro_batch(largest, limit_gib, global_batch_size=wanted)
     if found is None:
@@ -93,6 +103,7 @@ def _workloads(
     precision: Precision,
     device: torch.device,
     num_processes: int,
+    shard: str,
     label_tokens: int,
 ) -> list[Workload]:
     return workloads_of(
@@ -102,4 +113,5 @@ def _workloads(
         label_tokens=label_tokens,
         device="cuda" if device.type == "cuda" else "cpu",
         num_processes=num_processes,
+        shard=shard,
     )

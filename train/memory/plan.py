@@ -76,18 +76,19 @@ def plan_memory(work: Workload, statics: Statics) -> Plan:
         statics: of its model.
     """
     peak = _update_peak(work, statics)
+    cut = work.num_shards
     update = {
-        "weights": statics.weights(work.precision),
-        "gradients": peak.gradients,
-        "optimiser": statics.moments(work.optimizer, work.precision),
-        "average": FLOAT_BYTES * statics.num_trainable if work.averages_on_device else 0,
+        "weights": statics.weights(work.precision) // cut + statics.gathered(work),
+        "gradients": peak.gradients // cut,
+        "optimiser": statics.moments(work.optimizer, work.precision) // cut,
+        "average": FLOAT_BYTES * statics.num_trainable // cut if work.averages_on_device else 0,
         "autocast copies": peak.casts,
         "activations": peak.activations,
         "logits": peak.logits,
     }
     step = _step_peak(work, statics)
-    if step > sum(update[name] for name in ("gradients", "autocast copies", "activations", "logits")):
-        update |= {"gradients": step, "autocast copies": 0, "activations": 0, "logits": 0}
+    if step // cut > sum(update[name] for name in ("gradients", "autocast copies", "activations", "logits")):
+        update |= {"gradients": step // cut, "autocast copies": 0, "activations": 0, "logits": 0}
     validation: dict[str, int] = {}
     if work.validates:
         still = {name: update[name] for name in ("weights", "optimiser", "average")}

@@ -101,6 +101,26 @@ class Statics:
                 found[stage] = found.get(stage, 0) + (2 if precision == "bf16_pure" else 4) * p.numel
         return found
 
+    def gathered(self, work: Workload) -> int:
+        """Return the bytes that a sharded update holds whole at its worst moment, beside the shards.
+
+        The root's weights (embedding, convolutions, last norms) with their gradient; of `zero3` two layers, one at work
+        and one on its way, of `zero2` all; and the gradient of one layer before it is added up over the ranks. In FP32.
+        """
+        if work.num_shards == 1:
+            return 0
+        layers: dict[str, int] = {}
+        root = 0
+        for p in self.parameters:
+            stage = stage_of(p.name)
+            if stage.rpartition(".")[2].isdigit():
+                layers[stage] = layers.get(stage, 0) + p.stored_bytes
+            else:
+                root += p.stored_bytes
+        largest = max(layers.values(), default=0)
+        held = 2 * largest if work.shard == "zero3" else sum(layers.values())
+        return 2 * root + held + largest
+
     def casts(self, work: Workload) -> int:
         """Return the bytes of half-precision copies of weights that outlive their own layer's forward.
 

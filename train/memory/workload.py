@@ -45,7 +45,14 @@ class Workload:
     eval_batch_size: int = 1
     num_beams: int = 1
     num_processes: int = 1
+    shard: str = "none"
+    """`zero2`, `zero3`: weights, gradients and moments are cut over the processes."""
     device: Literal["cuda", "cpu"] = "cuda"
+
+    @property
+    def num_shards(self) -> int:
+        """Pieces that weights, gradients and moments are cut into."""
+        return 1 if self.shard == "none" else self.num_processes
 
     @property
     def width(self) -> int:
@@ -117,6 +124,7 @@ def workloads_of(
     label_tokens: int,
     device: Literal["cuda", "cpu"],
     num_processes: int = 1,
+    shard: str = "none",
 ) -> list[Workload]:
     """Return what a training puts on its device, once for each window edge that it uses.
 
@@ -127,6 +135,7 @@ def workloads_of(
         label_tokens: to count with; cut to the positions that the model has.
         device: kind of device.
         num_processes: processes that train together.
+        shard: how weights are cut over them.
     """
     trainer = settings.trainer
     edges_s = sorted({*settings.window.edges_s, *((30.0,) if settings.window.full_share > 0 else ())})
@@ -155,6 +164,7 @@ def workloads_of(
                 eval_batch_size=trainer.eval_batch_size,
                 num_beams=settings.decoding.num_beams,
                 num_processes=num_processes,
+                shard=shard,
                 device=device,
             )
         )
