@@ -132,7 +132,7 @@ def interrupt(toys: ToyRuns, shard: Shard) -> dict[str, Any]:
         def act() -> None:
             train.heartbeat.DEAD_S = 4.0
             if rank == 1:
-                _die_at(5)
+                die_at(5)
 
         return act
 
@@ -144,7 +144,8 @@ def interrupt(toys: ToyRuns, shard: Shard) -> dict[str, Any]:
     return {"codes": codes, "again": again, "equal": equal}
 
 
-def _die_at(step: int) -> None:
+def die_at(step: int) -> None:
+    """Let this process be killed when a run has done so many updates."""
     from train.loop import Loop
 
     real = Loop._update

@@ -157,7 +157,7 @@ class ToyRuns:
             # Under pytest these are objects of its own, which would not follow.
             sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
             os.environ.update(environment or {})
-            _adapt(run_dir)
+            adapt(run_dir)
             code = self.run(name, prepare=prepare, **trainer)
         except SystemExit as e:
             code = int(e.code or 0)
@@ -201,7 +201,7 @@ class ToyRuns:
         return [part for part in whole if found[part] != whole[part]]
 
 
-def _adapt(run_dir: Path) -> None:
+def adapt(run_dir: Path) -> None:
     """Prepare a child: no curves, and the clips of every update written down."""
     infer.artefact.MAX_FLUSHED_SHARE = 1e-2
     train.run.draw_curves = lambda *_args, **_options: None  # type: ignore[assignment]

@@ -15,6 +15,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +34,12 @@ T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[1]
 CONF = PROJECT / "conf"
 FORBIDDEN_KEYS = ("_target_", "_partial_", "_args_")
-ENVIRONMENT_NAMES = ("SLURM_JOB_ID", "HOSTNAME", "USER", "HF_HOME", "SCRATCH", "TMPDIR")
+OTHER_FOLDERS = {"accelerate", "hydra", "slurm", "sweeps"}
+"""In `conf/`, but no groups of a configuration: launch files."""
+ENVIRONMENT_NAMES = (
+    *("SLURM_JOB_ID", "HOSTNAME", "USER", "HF_HOME", "SCRATCH", "TMPDIR"),
+    *("WANDB_RUN_ID", "WANDB_SWEEP_ID"),  # an agent of a sweep sets them; names, not keys
+)
 """The only names that `oc.env` may read: a configuration is logged, and must hold no secret."""
 USER_ERRORS = (ValueError, FileNotFoundError, RuntimeError, PermissionError)
 
@@ -77,7 +83,7 @@ def verify_overrides(config_name: str, arguments: Sequence[str]) -> None:
         overrides = OverridesParser.create().parse_overrides(texts)
     except HydraException as e:
         raise SettingsError(str(e).splitlines()[0]) from e
-    groups = {path.relative_to(CONF).as_posix() for path in CONF.iterdir() if path.is_dir()}
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - OTHER_FOLDERS
     for override in overrides:
         if override.key_or_group in groups and not override.is_sweep_override():
             _verify_choice(override.key_or_group, override.value())
@@ -85,7 +91,7 @@ def verify_overrides(config_name: str, arguments: Sequence[str]) -> None:
     known = set(_flat_keys(OmegaConf.to_container(compose_config(config_name, chosen), resolve=False)))
     for override in overrides:
         key = override.key_or_group
-        if key in groups or key.startswith("hydra.") or key in known or override.is_add():
+        if key in groups or key.startswith(("hydra.", "hydra/")) or key in known or override.is_add():
             continue
         near = difflib.get_close_matches(key, [*known, *groups], n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else f"; groups are {', '.join(sorted(groups))}"
@@ -224,10 +230,16 @@ def _convert_scalar(value: Any, hint: Any, path: str) -> Any:
     raise SettingsError(f"{path}={value!r} must be {names.get(hint, hint)}")
 
 
-def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None]]:
+def entry_point(
+    config_name: str, *, around: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Callable[[Callable[[DictConfig], int]], Callable[[], None]]:
     """Turn a function of a configuration into a script: overrides checked first, no traceback for a user's mistake.
 
     The traceback is shown with MEZZAVOCE_TRACEBACK=1.
+
+    Args:
+        config_name: of the main configuration, such as `train`.
+        around: entered before Hydra reads the command line, left when all runs are done.
     """
     import hydra
 
@@ -246,8 +258,14 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], int]], Cal
             quiet_libraries()
             register_resolvers()
             GlobalHydra.instance().clear()
-            hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(guarded)()
-            sys.exit(max(status, default=0))
+            run = hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(guarded)
+
+            def run_all() -> int:
+                with around():
+                    run()
+                return 0
+
+            sys.exit(max([run_guarded(run_all), *status]))
 
         return main
 

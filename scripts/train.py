@@ -20,6 +20,7 @@ from data.label_modes import LabelSettings
 from data.settings import DatasetSettings
 from infer.decoding import DecodeSettings
 from scripts.settings import SettingsError, build, entry_point, to_plain
+from scripts.sweep import is_job, run_job, sweeping
 from train.adapters import FinetuneSettings
 from train.model import ModelSettings
 from train.optim import OptimizerSettings
@@ -66,10 +67,10 @@ def settings_from_plain(plain: dict[str, Any]) -> TrainSettings:
     return TrainSettings(**groups, config=plain)
 
 
-@entry_point("train")
+@entry_point("train", around=lambda: sweeping("train"))
 def main(config: DictConfig) -> int:
-    """Train."""
-    return train_once(config)
+    """Train; with -m once for each combination of values."""
+    return run_job(config, train_once) if is_job() else train_once(config)
 
 
 def train_once(config: DictConfig) -> int:

@@ -15,6 +15,7 @@ from scripts import compare_precision, evaluate, export, sweep_strength, transcr
 from scripts.settings import (
     CONF,
     ENVIRONMENT_NAMES,
+    OTHER_FOLDERS,
     PROJECT,
     SettingsError,
     build,
@@ -26,7 +27,7 @@ from scripts.settings import (
 from scripts.train import GROUPS, build_settings
 from train.settings import TrainSettings
 
-OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "accelerate"]
+OPTIONS = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml")) if p.parent.name not in OTHER_FOLDERS]
 EVALUATE_ONLY = {"scoring"}
 NEEDED = {  # what a data set of the hub cannot know
     "hub": ["dataset.hub.path=org/name"],

@@ -29,6 +29,12 @@ FOREIGN_ENGINES = {
 }
 """Engines that own backward, loss scale and step, by what their launch file sets."""
 
+UNREAD = {
+    "FSDP_OFFLOAD_PARAMS": "take more cards, or finetune=frozen_encoder",
+    "FSDP_ACTIVATION_CHECKPOINTING": "use trainer.gradient_checkpointing=true",
+}
+"""What a launch file may ask of Accelerate's own FSDP, and what to type instead."""
+
 
 def resolve_shard(asked: str, environment: MutableMapping[str, str], *, num_processes: int) -> Shard:
     """Return how a run is sharded; take the launch file's wish for FSDP out of the environment.
@@ -48,13 +54,16 @@ def resolve_shard(asked: str, environment: MutableMapping[str, str], *, num_proc
             raise ValueError(
                 f"{engine} takes backward, loss scale and optimiser step into its own hands: the one count of label "
                 "tokens, the clips that are left out and the skips that ranks agree on would be gone; use "
-                "--config_file conf/accelerate/zero2.yaml or zero3.yaml, which cut the same things over the cards"
+                "--config_file conf/accelerate/fsdp2.yaml or fsdp2_zero2.yaml, which cut the same things over the cards"
             )
     wanted = environment.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
     version = environment.pop("FSDP_VERSION", "2")
     keeps_weights = environment.pop("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("false", "no_shard")
     if wanted and version != "2":
         raise ValueError(f"fsdp_version: {version} in the launch file is not supported; use fsdp_version: 2")
+    for name, instead in UNREAD.items():
+        if wanted and environment.pop(name, "false").lower() == "true":
+            raise ValueError(f"{name.lower()}: true in the launch file has no effect here; {instead}")
     of_launch: Shard = "none" if not wanted else "zero2" if keeps_weights else "zero3"
     shard: Shard = of_launch if asked == "auto" else asked  # type: ignore[assignment]
     if shard != "none" and num_processes == 1:
