@@ -7,6 +7,7 @@ The core reads no clock and starts no model: it says what to decode next (`next_
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class Window:
     """What to decode next."""
 
     waveform: Waveform
-    """(num_samples,) float32 at 16 kHz; empty where an utterance ends without further sound: nothing is decoded then."""
+    """(num_samples,) float32 at 16 kHz; empty where an utterance ends without further sound: nothing to decode then."""
     start: int
     """Of its first sample, counted from the beginning of the stream."""
     is_final: bool
@@ -214,11 +215,12 @@ class Stream:
             return
         count, num_final = 0, len(self._committed)
         end_s = 0.0
-        for segment in heard.segments[:-1]:  # the last one may still grow
+        for segment, following in pairwise(heard.segments):  # the last one may still grow
             size = len(split_units(segment.text, heard.language))
             if count + size > num_final:
                 break
-            count, end_s = count + size, segment.end_s
+            # in the middle of a pause: a word whose end is left in the next window would be heard again
+            count, end_s = count + size, max(segment.end_s, (segment.end_s + following.start_s) / 2)
         if end_s > 0:
             self._committed = self._committed[count:]
             self._cut(window.start + to_samples(end_s))
@@ -250,7 +252,7 @@ class Stream:
     def _first_long_silence(self, spans: list[Span], *, is_over: bool) -> int | None:
         """Return where an utterance ends."""
         needed = to_samples(self.settings.end_silence_s)
-        for span, following in zip(spans, spans[1:], strict=False):
+        for span, following in pairwise(spans):
             if following.start - span.end >= needed:
                 return span.end
         last = spans[-1]
@@ -275,7 +277,7 @@ class Stream:
         limit = self._start + longest
         pauses = [
             (following.start - span.end, (following.start + span.end) // 2)
-            for span, following in zip(spans, spans[1:], strict=False)
+            for span, following in pairwise(spans)
             if following.start - span.end >= to_samples(self.settings.min_pause_s) and following.start <= limit
         ]
         if pauses:

@@ -44,7 +44,7 @@ class Speaker:
         for text, start_s, end_s in self.words:
             if first - 0.01 <= start_s and end_s <= last + 0.01:
                 said.append((text, start_s, end_s))
-            elif first < end_s and start_s < last:
+            elif first + 0.01 < end_s and start_s < last - 0.01:
                 said.append((f"{text[:2]}~{len(self.windows)}", max(start_s, first), min(end_s, last)))
         segments = tuple(Segment(max(0.0, a - first), b - first, text) for text, a, b in said) if self.has_times else ()
         return Heard(" ".join(text for text, _, _ in said), "en", segments)
@@ -82,7 +82,12 @@ def spoken(count: int, *, gap_s: float = 0.05, length_s: float = 0.35, start_s: 
 
 
 def test_units_join_to_their_text_and_compare_without_case_and_signs():
-    for text, language in [(" Well,  it is. Is it? ", "en"), ("「你好」,GPU 优化。", "zh"), ("がぎ 12、ん", "ja"), ("", "en")]:
+    for text, language in [
+        (" Well,  it is. Is it? ", "en"),
+        ("「你好」,GPU 优化。", "zh"),
+        ("がぎ 12、ん", "ja"),
+        ("", "en"),
+    ]:
         assert "".join(split_units(text, language)) == text.strip()
     assert split_units("今日は、雨。", "ja") == ["今", "日", "は、", "雨。"]
     assert common_prefix(["It", " is."], ["it,", " is", " so"]) == 2
