@@ -100,22 +100,26 @@ class Update:
 class Stream:
     """The text of one stream of sound."""
 
-    def __init__(self, settings: StreamSettings | None = None, *, detector: Detector | None = None) -> None:
+    def __init__(
+        self, settings: StreamSettings | None = None, *, detector: Detector | None = None, start: int = 0
+    ) -> None:
         """Begin in silence.
 
         Args:
             settings: how.
             detector: of voices; Silero's where none is given.
+            start: samples that came before, for times.
         """
         self.settings = settings or StreamSettings()
-        self._voice = VoiceActivity(detector)
+        self._voice = VoiceActivity(detector, start=start)
         self._waveform: Waveform = np.zeros(0, dtype=np.float32)
-        self._start = 0
+        self._start = start
         self._passed = 0  # end of the last pass, in samples of the stream
         self._committed: list[str] = []  # final units that were heard in the present window
         self._previous: list[str] = []  # what the last pass heard behind them
         self._utterance: list[str] = []
         self._utterance_start = 0
+        self._language = ""
 
     @property
     def end(self) -> int:
@@ -169,7 +173,8 @@ class Stream:
 
     def take(self, window: Window, heard: Heard) -> Update:
         """Take what was heard in the window that `next_window` gave out last, and say what changed."""
-        units = split_units(heard.text, heard.language)
+        self._language = language = heard.language or self._language
+        units = split_units(heard.text, language)
         if not self._utterance and not self._committed:
             self._utterance_start = window.start
         if window.is_final:
@@ -183,12 +188,12 @@ class Stream:
             self._previous = rest
             self._passed = window.end
             self._trim_at_times(window, heard)
-        delta = self._joined(new, heard.language)
+        delta = self._joined(new, language)
         self._utterance.append(delta)
         update = Update(
             delta=delta,
-            tentative=self._joined(rest, heard.language),
-            language=heard.language,
+            tentative=self._joined(rest, language),
+            language=language,
             start_s=self._utterance_start / SAMPLING_RATE,
             end_s=window.end / SAMPLING_RATE,
             text="".join(self._utterance),

@@ -51,18 +51,19 @@ class Span:
 class VoiceActivity:
     """The stretches of speech in a sound that comes in pieces of any size."""
 
-    def __init__(self, detector: Detector | None = None) -> None:
+    def __init__(self, detector: Detector | None = None, *, start: int = 0) -> None:
         """Begin at its beginning.
 
         Args:
             detector: judges frames; Silero's where none is given.
+            start: samples that came before.
         """
         self._detector = detector if detector is not None else load_detector()
         self._past: Waveform = np.zeros(0, dtype=np.float32)
         self._rest: Waveform = np.zeros(0, dtype=np.float32)
         self.spans: list[Span] = []
         """In order; the last one is open while somebody speaks."""
-        self.position = 0
+        self.position = start
         """Samples that are judged."""
 
     def add(self, waveform: Waveform) -> None:
