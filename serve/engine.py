@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from data.audio import MIN_DURATION_S, SAMPLING_RATE, Waveform
 from data.features import MAX_WINDOW_S
-from data.languages import TASKS
-from data.texts import TextError, clean_text, join_texts
 from infer.decoding import Decoded, DecodeSettings
 from infer.longform import cut_at_quiet
 from infer.transcript import Transcript, join_pieces
@@ -31,6 +28,7 @@ from serve.audio_pool import AudioPool
 from serve.errors import ServiceError, queue_full
 from serve.metrics import Metrics
 from serve.model_worker import ModelNursery
+from serve.options import Options, Progress, progress_of, resolve, verify_profiles
 from serve.served_model import ModelSpec, ServedModel
 from serve.settings import ServeSettings
 from serve.window_queue import Recording
@@ -39,41 +37,8 @@ __all__ = ["Engine", "ModelSpec", "Options", "Progress"]
 
 DRAIN_LOOK_S = 0.05
 MAX_RETRY_S = 30
-MAX_PROMPT_LENGTH = 4000  # characters; the model takes 223 tokens of its end
-MAX_TEMPERATURE = 1.0
-_CONTROL_TOKEN = re.compile(r"<\|.*?\|>")
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a caller asks for."""
-
-    model: str = ""
-    """Name of a model; empty takes the first."""
-    language: str = "auto"
-    """ISO code, or `auto`."""
-    task: str = "transcribe"
-    profile: str = ""
-    """Name of a decode profile; empty takes the first."""
-    timestamps: bool = False
-    """Predict times of segments; only where `Engine.has_timestamps` says that the model can."""
-    temperature: float | None = None
-    """In place of the profile's; above 0 tokens are drawn."""
-    prompt: str | None = None
-    """Text that came before."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a recording is."""
-
-    num_done: int
-    """Windows that are decoded."""
-    num_windows: int
-    text: str
-    """Of the recording's beginning, up to the first window that is not decoded yet."""
 
 
 class Engine:
@@ -100,7 +65,7 @@ class Engine:
         self.state = "starting"
         """Then `ready`, `draining`, and `stopped`."""
         given = dict(profiles or {"greedy": DecodeSettings()})
-        _verify_profiles(given)
+        verify_profiles(given)
         if not models or len({spec.name for spec in models}) != len(models):
             raise ValueError(f"models {[spec.name for spec in models]} need names of their own, and one at least")
         self._nursery = ModelNursery()
@@ -233,7 +198,7 @@ class Engine:
             settings, language, options.prompt or None, is_live, asyncio.get_running_loop().create_future()
         )
         if on_progress is not None:
-            recording.on_window = lambda results: on_progress(_progress(results))
+            recording.on_window = lambda results: on_progress(progress_of(results))
         return await model.decode(recording, waveforms)
 
     def has_room(self) -> bool:
@@ -278,31 +243,17 @@ class Engine:
     def _retry_after_s(self) -> int:
         return max(1, min(MAX_RETRY_S, math.ceil(self.metrics.recent_latency_s())))
 
+    def verify(self, options: Options) -> None:
+        """Check options without any audio.
+
+        Raises:
+            ServiceError: 400 for those that cannot be used, 404 for a model that is not served.
+        """
+        self._resolve(options)
+
     def _resolve(self, options: Options) -> tuple[ServedModel, DecodeSettings]:
-        """Return the model and the settings that options ask for; the language stays apart, each row has its own."""
         model = self._model(options.model)
-        facts = model.facts
-        if options.language != "auto" and options.language not in facts.languages:
-            raise _wrong(
-                "language", f"language {options.language!r} is none that this model knows; GET /v1/models lists them"
-            )
-        if options.task not in TASKS:
-            raise _wrong("task", f"task {options.task!r} must be one of {', '.join(TASKS)}")
-        profile = options.profile or facts.profiles[0]
-        if profile not in facts.profiles:
-            raise _wrong("profile", f"profile {profile!r} must be one of {', '.join(facts.profiles)}")
-        if options.timestamps and not facts.has_timestamps:
-            raise _wrong("timestamp_granularities", "this model was not trained to predict times")
-        settings = replace(self._profiles[profile], language="auto", task=options.task, timestamps=options.timestamps)
-        if options.temperature:
-            if not 0 <= options.temperature <= MAX_TEMPERATURE:
-                raise _wrong("temperature", f"temperature {options.temperature} must lie in 0 to {MAX_TEMPERATURE:g}")
-            if facts.description["runtime"] != "torch":
-                raise _wrong("temperature", f"{facts.description['runtime']} decodes at temperature 0 alone")
-            settings = replace(settings, temperature=(float(options.temperature),))
-        if options.prompt:
-            _verify_prompt(options.prompt, facts.has_prompts)
-        return model, settings
+        return model, resolve(options, model.facts, self._profiles)
 
     def _model(self, name: str) -> ServedModel:
         found = self._models.get(name or self._default)
@@ -355,39 +306,6 @@ class Engine:
         return [number for model in self._models.values() for number in model.process_ids()]
 
 
-def _progress(results: Sequence[Decoded | None]) -> Progress:
-    begun: list[Decoded] = []
-    for result in results:
-        if result is None:
-            break
-        begun.append(result)
-    texts = [decoded.text for decoded in begun if decoded.text]
-    text = join_texts(texts, begun[0].language) if texts else ""
-    return Progress(sum(result is not None for result in results), len(results), text)
-
-
-def _verify_profiles(profiles: Mapping[str, DecodeSettings]) -> None:
-    for name, settings in profiles.items():
-        if settings.long_form != "chunked" or settings.timestamps:
-            raise ValueError(
-                f"profile {name}: the service cuts recordings itself, and asks for times where a caller does; "
-                "give decoding.long_form=chunked and decoding.timestamps=false"
-            )
-
-
-def _verify_prompt(prompt: str, has_prompts: bool) -> None:
-    if not has_prompts:
-        raise _wrong("prompt", "this runtime takes no prompt")
-    if len(prompt) > MAX_PROMPT_LENGTH:
-        raise _wrong("prompt", f"the prompt has {len(prompt)} characters, at most {MAX_PROMPT_LENGTH} are taken")
-    try:
-        clean_text(prompt, may_be_empty=True)
-    except TextError as e:
-        raise _wrong("prompt", f"the prompt cannot be used: {e}") from e
-    if _CONTROL_TOKEN.search(prompt):
-        raise _wrong("prompt", "the prompt holds a control token, <|...|>")
-
-
 def _verified(waveform: Waveform) -> Waveform:
     found = np.ascontiguousarray(waveform, dtype=np.float32)
     if found.ndim != 1 or len(found) < MIN_DURATION_S * SAMPLING_RATE:
@@ -397,7 +315,3 @@ def _verified(waveform: Waveform) -> Waveform:
     if not np.isfinite(found).all():
         raise ServiceError("the recording holds samples that are no numbers", status=400, code="audio_invalid")
     return found
-
-
-def _wrong(param: str, message: str) -> ServiceError:
-    return ServiceError(message, status=400, code=f"invalid_{param}", param=param)
