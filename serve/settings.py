@@ -62,6 +62,8 @@ class ServeSettings:
     """That requests in flight get to end after SIGTERM."""
     self_test: str = ""
     """A clip that the model must understand at the start; empty takes one of the demo corpus, or a made sound."""
+    self_test_text: str = ""
+    """What is said in that clip; empty takes what torch hears in FP32."""
     log_text: bool = False
     """Write what people said into the log."""
 
