@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from data.audio import Waveform
+from data.audio import MIN_DURATION_S, SAMPLING_RATE, Waveform
 from infer.decoding import Decoded
 from serve.errors import ServiceError
 from serve.streaming import Heard, Stream, StreamSettings, Update, Window
@@ -59,8 +59,8 @@ class Places:
 
 
 async def hear(decode: Decode, window: Window) -> Heard:
-    """Decode a window; one without sound says nothing."""
-    if not len(window.waveform):
+    """Decode a window; one that is too short for a sound says nothing."""
+    if len(window.waveform) < MIN_DURATION_S * SAMPLING_RATE:
         return Heard("", "")
     decoded = await decode(window.waveform)
     return Heard(decoded.text, decoded.language, decoded.segments)

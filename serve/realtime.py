@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hmac
 import json
 import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import soxr
@@ -27,7 +25,6 @@ from serve.live import LiveSession, Places
 from serve.realtime_session import Session, choose_model, invalid, update_session
 from serve.streaming import Update
 
-KEY_PROTOCOL = "openai-insecure-api-key."  # how OpenAI's clients in a browser, which set no headers, bring a key
 ITEM = "conversation.item.input_audio_transcription"
 MAX_EVENT_CHARS = 1_000_000  # 15 s of PCM16 at 24 kHz in base64
 
@@ -45,15 +42,12 @@ class RealtimeLimits:
     """For a client that does not read."""
 
 
-def build_realtime(
-    engine: Engine, places: Places, *, key: str | None = None, limits: RealtimeLimits | None = None
-) -> APIRouter:
-    """Return the route.
+def build_realtime(engine: Engine, places: Places, *, limits: RealtimeLimits | None = None) -> APIRouter:
+    """Return the route; key, host and origin are the gate's business.
 
     Args:
         engine: decodes windows.
         places: of all live conversations.
-        key: that must be brought; None serves everybody who may come.
         limits: of each conversation.
     """
     router = APIRouter()
@@ -61,9 +55,6 @@ def build_realtime(
 
     @router.websocket("/v1/realtime")
     async def realtime(socket: WebSocket) -> None:
-        if not has_key(socket, key) or not is_same_site(socket):
-            await socket.close(code=1008)  # before it is accepted, so that the client gets 403
-            return
         offered = socket.scope.get("subprotocols", [])
         await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
         conversation = Conversation(socket, engine, chosen)
@@ -85,28 +76,6 @@ def build_realtime(
             await socket.close()
 
     return router
-
-
-def has_key(socket: WebSocket, key: str | None) -> bool:
-    """Whether a client brings the key: as a bearer token, a browser's login, or a subprotocol; in constant time."""
-    if key is None:
-        return True
-    kind, _, brought = socket.headers.get("authorization", "").partition(" ")
-    candidates = [name.removeprefix(KEY_PROTOCOL) for name in socket.scope.get("subprotocols", [])]
-    if kind.lower() == "bearer":
-        candidates.append(brought.strip())
-    elif kind.lower() == "basic":
-        try:
-            candidates.append(base64.b64decode(brought, validate=True).decode().partition(":")[2])
-        except (binascii.Error, UnicodeDecodeError):
-            return False
-    return any(hmac.compare_digest(found.encode(), key.encode()) for found in candidates)
-
-
-def is_same_site(socket: WebSocket) -> bool:
-    """Whether the connection comes from no web page, or from one of this service: browsers let every page connect."""
-    origin = socket.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == socket.headers.get("host")
 
 
 class Conversation:
