@@ -1,7 +1,7 @@
 """The windows of all callers, and which of them the model takes next.
 
-A batch holds one way to decode, whatever the languages, and windows of like length: of one, or in torch of all within
-a factor of two. It begins with the caller who has waited for his turn longest, and takes one window of each caller before
+A batch holds one way to decode, whatever the languages, and windows of like length: of one, or in torch of all within a
+factor of two. It begins with the caller who has waited for his turn longest, and takes one window of each caller before
 it takes a second one of any. So a long recording never starves short ones, and callers with like clips share the model.
 """
 
