@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -18,10 +19,11 @@ from serve.runtime import Runtime
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of one length to decode in one way."""
+    """Windows to decode in one way."""
 
     waveforms: list[Waveform]
-    num_frames: int
+    num_frames: list[int]
+    """Of each window, padded; more than one length only where the decoder takes several."""
     settings: DecodeSettings
     languages: list[str]
     prompt: str | None
@@ -47,12 +49,19 @@ def decode_batch(runtime: Runtime, batch: Batch) -> Answer:
     num_halvings = 0
 
     def decode(rows: Sequence[int]) -> list[Decoded]:
-        features = runtime.features([batch.waveforms[i] for i in rows], batch.num_frames)
-        languages = [batch.languages[i] for i in rows]
+        ordered = sorted(rows, key=lambda i: batch.num_frames[i])
+        groups = [
+            runtime.features([batch.waveforms[i] for i in group], num_frames)
+            for num_frames, group in itertools.groupby(ordered, key=lambda i: batch.num_frames[i])
+        ]
+        languages = [batch.languages[i] for i in ordered]
         more: dict[str, Any] = {}
         if batch.prompt is not None:
             more["prompts"] = [runtime.prompt_ids(batch.prompt, language) for language in languages]
-        return runtime.decoder.decode(features, batch.settings, languages=languages, **more)
+        features: Any = groups[0] if len(groups) == 1 else groups
+        found = runtime.decoder.decode(features, batch.settings, languages=languages, **more)
+        of_row = dict(zip(ordered, found, strict=True))
+        return [of_row[i] for i in rows]
 
     def count() -> None:
         nonlocal num_halvings

@@ -70,7 +70,10 @@ class Engine:
             raise ValueError(f"models {[spec.name for spec in models]} need names of their own, and one at least")
         self._nursery = ModelNursery()
         self._models = {
-            spec.name: ServedModel(spec, self.settings, given, self._nursery, self.metrics) for spec in models
+            spec.name: ServedModel(
+                spec, self.settings, given, self._nursery, self.metrics, num_expected=lambda: self._num_places
+            )
+            for spec in models
         }
         self._default = models[0].name
         self._profiles = given
@@ -160,7 +163,10 @@ class Engine:
             for (start_s, part), found in zip(pieces, decoded, strict=True)
         ]
         self.metrics.audio_s.inc(duration_s)
-        return join_pieces(parts, duration_s)
+        transcript = join_pieces(parts, duration_s)
+        if self.settings.log_text:
+            logger.info("%.1f s, %s: %s", duration_s, transcript.language, transcript.text)
+        return transcript
 
     async def transcribe_window(self, waveform: Waveform, options: Options | None = None) -> Decoded:
         """Return what one window of at most 30 s says, before windows of recordings: for people who are speaking now.

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,19 @@ class ServedModel:
         profiles: Mapping[str, DecodeSettings],
         nursery: ModelNursery,
         metrics: Metrics,
+        *,
+        num_expected: Callable[[], int],
     ) -> None:
+        """Remember what to serve; `start` loads it.
+
+        Args:
+            spec: which model.
+            settings: limits and batching.
+            profiles: ways to decode by name.
+            nursery: starts processes.
+            metrics: counts.
+            num_expected: returns how many recordings the service works on.
+        """
         self.spec = spec
         self.num_restarts = 0
         self._metrics = metrics
@@ -88,6 +100,7 @@ class ServedModel:
             max_batch_audio_s=settings.max_batch_audio_s,
             max_wait_s=settings.max_wait_ms / 1000,
             frames_per_s=FRAMES_PER_S,
+            num_expected=num_expected,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._facts: Facts | None = None
@@ -111,6 +124,7 @@ class ServedModel:
         """
         facts = await self._workers[0].start(tests=True)
         self._windows = Windows(facts.edges_s)
+        self.queue.mixes_lengths = facts.mixes_lengths
         await asyncio.gather(*(worker.start(tests=False) for worker in self._workers[1:]))
         self._facts = facts
         logger.info("model %s: %s; self-test: %s", self.spec.name, facts.description, facts.self_test)
@@ -170,7 +184,7 @@ class ServedModel:
         first = windows[0].recording
         batch = Batch(
             waveforms=[window.waveform for window in windows],
-            num_frames=windows[0].num_frames,
+            num_frames=[window.num_frames for window in windows],
             settings=first.settings,
             languages=[window.recording.language for window in windows],
             prompt=first.prompt,

@@ -59,6 +59,8 @@ class Facts:
     """Names of those that the runtime offers."""
     has_timestamps: bool
     has_prompts: bool
+    mixes_lengths: bool
+    """Whether windows of several lengths can share a batch."""
     self_test: str
     """What came of it, in one line."""
 
@@ -86,6 +88,7 @@ def prepare(runtime: Runtime, load: Load) -> Facts:
         profiles=profiles,
         has_timestamps=is_trained and _offers(runtime, DecodeSettings(timestamps=True)),
         has_prompts=load.runtime == "torch",
+        mixes_lengths=load.runtime == "torch",
         self_test=tested,
     )
 

@@ -1,8 +1,8 @@
 """The windows of all callers, and which of them the model takes next.
 
-A batch holds one window length and one way to decode, whatever the languages; it begins with the caller who has waited
-for his turn longest, and takes one window of each caller before it takes a second one of any. So a long recording never
-starves short ones, and callers with like clips share the model.
+A batch holds one way to decode, whatever the languages, and windows of like length: of one, or in torch of all within a
+factor of two. It begins with the caller who has waited for his turn longest, and takes one window of each caller before
+it takes a second one of any. So a long recording never starves short ones, and callers with like clips share the model.
 """
 
 from __future__ import annotations
@@ -54,6 +54,11 @@ class Recording:
         """
         return (self.settings, self.prompt)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the search is one that windows of several lengths can share."""
+        return self.settings.num_beams == 1 and self.settings.temperature == (0.0,) and self.prompt is None
+
     def take(self, window: Window, decoded: Decoded) -> None:
         """Keep a result; the last one ends the waiting."""
         if self.done.done():
@@ -75,7 +80,15 @@ class Recording:
 class WindowQueue:
     """Recordings in turn, each with its windows in order."""
 
-    def __init__(self, *, max_batch: int, max_batch_audio_s: float, max_wait_s: float, frames_per_s: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_batch: int,
+        max_batch_audio_s: float,
+        max_wait_s: float,
+        frames_per_s: int,
+        num_expected: Callable[[], int] = lambda: 1 << 30,
+    ) -> None:
         """Remember the limits of a batch.
 
         Args:
@@ -83,13 +96,17 @@ class WindowQueue:
             max_batch_audio_s: of windows, as they are padded; a batch holds one window in any case.
             max_wait_s: that a window waits for others, where a worker is idle.
             frames_per_s: of windows.
+            num_expected: returns how many recordings the service works on, those among them that are not queued yet.
         """
+        self.num_expected = num_expected
         self._max_batch = max_batch
         self._max_frames = max_batch_audio_s * frames_per_s
         self._max_wait_s = max_wait_s
         self._live: deque[Recording] = deque()
         self._turn: deque[Recording] = deque()
         self._changed = asyncio.Event()
+        self.mixes_lengths = False
+        """Whether the decoder takes windows of several lengths together."""
 
     @property
     def num_waiting(self) -> int:
@@ -134,10 +151,10 @@ class WindowQueue:
         """Wait for windows and return a batch of them."""
         while True:
             self._changed.clear()
-            batch = self._gather()
+            batch, is_full = self._gather()
             if batch:
                 left_s = batch[0].arrived_s + self._max_wait_s - time.monotonic()
-                if left_s <= 0 or len(batch) >= self._room(batch[0]):
+                if left_s <= 0 or is_full or not self._others_come(batch):
                     self._remove(batch)
                     return batch
                 try:
@@ -150,31 +167,44 @@ class WindowQueue:
     def _ring(self, recording: Recording) -> deque[Recording]:
         return self._live if recording.is_live else self._turn
 
-    def _room(self, window: Window) -> int:
-        return max(1, min(self._max_batch, int(self._max_frames // window.num_frames)))
+    def _others_come(self, batch: list[Window]) -> bool:
+        """Whether anybody is on his way who could share this batch; nobody waits for nobody."""
+        return self.num_expected() > len({window.recording for window in batch})
 
-    def _gather(self) -> list[Window]:
-        """The next batch, still in the queue."""
+    def _gather(self) -> tuple[list[Window], bool]:
+        """Return the next batch, still in the queue, and whether no more would fit."""
         order = [*self._live, *self._turn]
         if not order:
-            return []
+            return [], False
         lead = order[0].waiting[0]
         if lead.num_failures:  # alone: should it end a second worker, nobody else goes with it
-            return [lead]
-        way, room = lead.recording.way, self._room(lead)
+            return [lead], True
+        fits = self._fits(lead)
         alike = [
-            [window for window in recording.waiting if window.num_frames == lead.num_frames and not window.num_failures]
+            [window for window in recording.waiting if fits(window)]
             for recording in order
-            if recording.way == way
+            if recording.way == lead.recording.way
         ]
         batch: list[Window] = []
-        for nth in range(max(map(len, alike), default=0)):
+        num_frames = 0
+        for nth in range(max(map(len, alike))):
             for windows in alike:
                 if nth < len(windows):
-                    batch.append(windows[nth])
-                    if len(batch) == room:
-                        return batch
-        return batch
+                    window = windows[nth]
+                    if batch and num_frames + window.num_frames > self._max_frames:
+                        return batch, True
+                    batch.append(window)
+                    num_frames += window.num_frames
+                    if len(batch) == self._max_batch:
+                        return batch, True
+        return batch, False
+
+    def _fits(self, lead: Window) -> Callable[[Window], bool]:
+        """Return which windows may stand beside the first one: none that is much longer, for it would have to wait."""
+        shortest = longest = lead.num_frames
+        if self.mixes_lengths and lead.recording.is_plain:
+            shortest, longest = lead.num_frames // 2, 2 * lead.num_frames
+        return lambda window: shortest <= window.num_frames <= longest and not window.num_failures
 
     def _remove(self, batch: list[Window]) -> None:
         """Take a batch out; whoever had a window in it goes to the end of the line."""
