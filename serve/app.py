@@ -16,6 +16,9 @@ from serve.api import build_router
 from serve.engine import Engine
 from serve.errors import ServiceError
 from serve.gate import Gate
+from serve.live import Places
+from serve.page.page import mount_page
+from serve.realtime import build_realtime
 from serve.settings import ServeSettings
 from serve.uploads import UploadFolder
 
@@ -48,6 +51,10 @@ def build_app(engine: Engine, settings: ServeSettings, *, key: str | None = None
         lifespan=lifespan,
     )
     app.include_router(build_router(engine, uploads))
+    places = Places(settings.max_streams)
+    app.include_router(build_realtime(engine, places))
+    if settings.page:
+        mount_page(app, engine, settings, places, folder=uploads.path / "page")
     _answer_errors(app)
     app.add_middleware(Gate, settings=settings, key=key, metrics=engine.metrics)
     return app
