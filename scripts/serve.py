@@ -23,7 +23,7 @@ from infer.transcriber import best_device
 from scripts.settings import CONF, PROJECT, SettingsError, build, entry_point, to_plain
 from serve.app import build_app
 from serve.engine import Engine, ModelSpec
-from serve.runtime import RUNTIMES
+from serve.runtime import LOADERS
 from serve.settings import KEY_NAME, ServeSettings, verify_key
 from train.precision import Device, PrecisionSettings, inspect_device, resolve_precision
 
@@ -48,8 +48,8 @@ class ServiceSettings:
 
     def __post_init__(self) -> None:
         for runtime in self.runtime:
-            if runtime not in RUNTIMES:
-                raise ValueError(f"runtime={runtime} must be one of {', '.join(RUNTIMES)}")
+            if runtime not in LOADERS:
+                raise ValueError(f"runtime={runtime} must be one of {', '.join(LOADERS)}")
         if len(self.runtime) not in (1, max(1, len(self.artefact))):
             raise ValueError(f"{len(self.runtime)} runtimes for {len(self.artefact)} artefacts; give one, or one each")
         if not self.profiles:

@@ -45,7 +45,7 @@ class ModelSpec:
     path: Path
     """Of the artefact."""
     runtime: str = "torch"
-    """`torch`, `ctranslate2` or `onnx`."""
+    """`torch` or `ctranslate2`."""
     compute: str = "auto"
     """`auto`, `fp16`, `bf16` or `fp32`."""
     reason: str = ""
