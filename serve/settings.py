@@ -64,6 +64,8 @@ class ServeSettings:
     """A clip that the model must understand at the start; empty takes one of the demo corpus, or a made sound."""
     self_test_text: str = ""
     """What is said in that clip; empty takes what torch hears in FP32."""
+    log_terminal: bool = True
+    """Write the log to the terminal, and not only into the file."""
     log_text: bool = False
     """Write what people said into the log."""
 
