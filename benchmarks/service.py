@@ -172,12 +172,12 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else the machine did, written beside the figures")
     arguments = parser.parse_args()
     path = RESULTS / "service.json"
-    figures = json.loads(path.read_text()) if path.is_file() else {}
-    figures.pop("environment", None)
     for name in arguments.only:
         measure, overrides = SECTIONS[name]
         with tempfile.TemporaryDirectory() as folder, Service(Path(folder) / "service", *overrides) as service:
             found = asyncio.run(measure(service, arguments))
+        figures = json.loads(path.read_text()) if path.is_file() else {}  # read now: another section may have ended
+        figures.pop("environment", None)
         figures[name] = {**({"note": arguments.note} if arguments.note else {}), "quick": arguments.quick, **found}
         print(
             name,

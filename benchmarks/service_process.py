@@ -88,8 +88,12 @@ class Service:
         return found
 
     def memory_mib(self) -> float:
-        """Return the memory of all processes, shared pages counted once (PSS)."""
-        return sum(map(pss_mib, self.processes()))
+        """Return the memory of all processes, pages that forks share counted once; without mapped files.
+
+        Libraries are left out: their pages are divided among all who map them, and the service would seem to grow
+        whenever another program of the same environment ends.
+        """
+        return sum(map(own_mib, self.processes()))
 
     def num_open_files(self) -> int:
         """Return how many files and sockets the service itself holds."""
@@ -118,13 +122,13 @@ def children(number: int) -> list[int]:
     return found
 
 
-def pss_mib(number: int) -> float:
-    """Return the memory of a process, shared pages divided among those who share them; 0 if it is gone."""
+def own_mib(number: int) -> float:
+    """Return the anonymous memory of a process, its share of what forks have in common; 0 if it is gone."""
     try:
         lines = Path("/proc", str(number), "smaps_rollup").read_text().splitlines()
     except OSError:
         return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss_Anon:")), 0.0)
 
 
 class MemoryWatch:

@@ -50,10 +50,10 @@ def wide_wav() -> bytes:
     return header + b"data" + struct.pack("<I", 131_070) + bytes(131_070)
 
 
-def many_parts() -> bytes:
-    """Return a form of a million parts, as large as an upload may be."""
+def many_parts(max_bytes: int) -> bytes:
+    """Return a form of a million parts, or of as many as fit."""
     part = f'--{BOUNDARY}\r\nContent-Disposition:form-data;name="a"\r\n\r\n\r\n'.encode()
-    body = part * min(NUM_PARTS, 24_900_000 // len(part)) + f"--{BOUNDARY}--\r\n".encode()
+    body = part * min(NUM_PARTS, max_bytes // len(part)) + f"--{BOUNDARY}--\r\n".encode()
     return _request(body)
 
 
@@ -80,7 +80,8 @@ async def measure_tricks(service: Service, arguments: argparse.Namespace) -> dic
             f"flac_{times:.0f}x": build_request(bomb, name="bomb.flac"),
             "lying_wav": build_request(lying_wav(), name="a.wav"),
             "channels_65535": build_request(wide_wav(), name="a.wav"),
-            "million_parts": many_parts(),
+            "parts_1000000": many_parts(1 << 30),
+            "parts_that_fit_25_mb": many_parts(24_900_000),
             "part_headers": many_headers(),
             "upload_26_mb": build_request(bytes(26_000_000)),
             "playlist_m3u8": build_request(f"#EXTM3U\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n".encode(), name="a.wav"),

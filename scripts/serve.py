@@ -5,6 +5,7 @@ python scripts/serve.py artefact=runs/large_v3/export precision=fp16 serve.port=
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.handlers
 import os
@@ -23,7 +24,7 @@ from infer.transcriber import best_device
 from scripts.settings import CONF, PROJECT, SettingsError, build, entry_point, to_plain
 from serve.app import build_app
 from serve.engine import Engine, ModelSpec
-from serve.runtime import RUNTIMES
+from serve.runtime import LOADERS
 from serve.settings import KEY_NAME, ServeSettings, verify_key
 from train.precision import Device, PrecisionSettings, inspect_device, resolve_precision
 
@@ -48,8 +49,8 @@ class ServiceSettings:
 
     def __post_init__(self) -> None:
         for runtime in self.runtime:
-            if runtime not in RUNTIMES:
-                raise ValueError(f"runtime={runtime} must be one of {', '.join(RUNTIMES)}")
+            if runtime not in LOADERS:
+                raise ValueError(f"runtime={runtime} must be one of {', '.join(LOADERS)}")
         if len(self.runtime) not in (1, max(1, len(self.artefact))):
             raise ValueError(f"{len(self.runtime)} runtimes for {len(self.artefact)} artefacts; give one, or one each")
         if not self.profiles:
@@ -111,7 +112,7 @@ def find_models(settings: ServiceSettings) -> list[ModelSpec]:
     return specs
 
 
-def set_up_logging(folder: Path) -> None:
+def set_up_logging(folder: Path, *, terminal: bool) -> None:
     """Log to the terminal and to a file that is rotated; uvicorn's own access log would name every client."""
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.handlers.RotatingFileHandler(
@@ -120,7 +121,7 @@ def set_up_logging(folder: Path) -> None:
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        handlers=[logging.StreamHandler(), file],
+        handlers=[file, *([logging.StreamHandler()] if terminal else [])],
         force=True,
     )
     for name in ("httpx", "uvicorn.access", "multipart", "python_multipart"):
@@ -130,7 +131,8 @@ def set_up_logging(folder: Path) -> None:
 def serve(settings: ServiceSettings) -> int:
     """Serve until SIGTERM or Ctrl-C; return the exit code."""
     key = verify_key(settings.serve, os.environ.get(KEY_NAME) or None)
-    set_up_logging(Path(settings.serve.dir))
+    folder = Path(settings.serve.dir)
+    set_up_logging(folder, terminal=settings.serve.log_terminal)
     engine = Engine(find_models(settings), settings.serve, profiles=load_profiles(settings.profiles))
     app = build_app(engine, settings.serve, key=key)
     server = uvicorn.Server(
@@ -147,7 +149,15 @@ def serve(settings: ServiceSettings) -> int:
         )
     )
     logger.info("listening on http://%s:%d", settings.serve.host, settings.serve.port)
-    server.run()
+    record = folder / "serve.json"
+    record.write_text(
+        json.dumps({"pid": os.getpid(), "host": settings.serve.host, "port": settings.serve.port}) + "\n",
+        encoding="utf-8",
+    )
+    try:
+        server.run()
+    finally:
+        record.unlink(missing_ok=True)
     return 0 if server.started else 1
 
 

@@ -20,6 +20,7 @@ from data.reasons import Reason
 from serve.errors import ServiceError
 from serve.settings import ServeSettings
 
+NUM_TRIES = 2  # the process may have ended before it had this file; twice is the file's fault
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -73,6 +74,7 @@ class _AudioProcess:
 
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
+        self._is_killed = False
         self._start()
 
     def _start(self) -> None:
@@ -90,23 +92,30 @@ class _AudioProcess:
 
     def decode(self, path: Path) -> Waveform:
         """Return the waveform; runs in a thread."""
+        for _ in range(NUM_TRIES):
+            try:
+                return self._ask(path)
+            except (EOFError, OSError):
+                self._restart()
+                if self._is_killed:
+                    break
+        raise _refused("the audio could not be decoded", "audio_invalid")
+
+    def _ask(self, path: Path) -> Waveform:
         settings = self._settings
         request = {
             "path": str(path),
             "max_duration_s": settings.max_duration_s,
             "memory_mib": settings.decode_memory_mib,
         }
-        try:
-            self._connection.send_bytes(json.dumps(request).encode())
-            if not self._connection.poll(settings.decode_timeout_s):
-                self._restart()
-                raise _refused(f"decoding took longer than {settings.decode_timeout_s:g} s", "audio_too_slow")
-            answer = json.loads(self._connection.recv_bytes())
-            if "num_samples" in answer:
-                return np.frombuffer(self._connection.recv_bytes(), dtype=np.float32)
-        except (EOFError, OSError) as e:
+        self._is_killed = False
+        self._connection.send_bytes(json.dumps(request).encode())
+        if not self._connection.poll(settings.decode_timeout_s):
             self._restart()
-            raise _refused("the audio could not be decoded", "audio_invalid") from e
+            raise _refused(f"decoding took longer than {settings.decode_timeout_s:g} s", "audio_too_slow")
+        answer = json.loads(self._connection.recv_bytes())
+        if "num_samples" in answer:
+            return np.frombuffer(self._connection.recv_bytes(), dtype=np.float32)
         raise self._refusal(answer)
 
     def _refusal(self, answer: dict[str, str]) -> ServiceError:
@@ -122,6 +131,8 @@ class _AudioProcess:
         self._start()
 
     def kill(self) -> None:
+        """End the process: whoever asked is gone."""
+        self._is_killed = True
         self._process.kill()
 
     def end(self) -> None:

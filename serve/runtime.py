@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ from infer.artefact import Artefact, load_artefact
 from infer.decoding import Decoder
 from infer.transcriber import RuntimeArtefact, WindowDecoder, best_device
 
-RUNTIMES = ("torch", "ctranslate2", "onnx")
 CTRANSLATE2_TYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -45,7 +46,7 @@ def load_runtime(
 
     Args:
         path: of the artefact, in Hugging Face's format.
-        runtime: one of `RUNTIMES`; the artefact is converted for the others once.
+        runtime: one of `LOADERS`; the artefact is converted for the others once.
         compute: `auto`, `fp16`, `bf16` or `fp32`.
         cache_dir: where converted folders are kept.
         num_threads: on a CPU; 0 leaves it to the runtime.
@@ -56,13 +57,14 @@ def load_runtime(
         FileNotFoundError: if the artefact is not whole.
         RuntimeError: if the runtime is not installed, or cannot compute so.
     """
-    kind = device or best_device().type
-    if runtime == "torch":
-        loaded = load_artefact(path, compute=compute, device=kind)
-        return _runtime(loaded, Decoder(loaded.model, loaded.tokenizer))
-    if runtime == "ctranslate2":
-        return _load_ctranslate2(path, compute, kind, cache_dir, num_threads)
-    raise ValueError(f"runtime={runtime} must be one of {', '.join(RUNTIMES)}")
+    if runtime not in LOADERS:
+        raise ValueError(f"runtime={runtime} must be one of {', '.join(LOADERS)}")
+    return LOADERS[runtime](path, compute, device or best_device().type, cache_dir, num_threads)
+
+
+def _load_torch(path: Path, compute: str, device: str, cache_dir: Path, num_threads: int) -> Runtime:
+    loaded = load_artefact(path, compute=compute, device=device)
+    return _runtime(loaded, Decoder(loaded.model, loaded.tokenizer))
 
 
 def _runtime(artefact: Artefact | RuntimeArtefact, decoder: WindowDecoder) -> Runtime:
@@ -74,7 +76,7 @@ def _load_ctranslate2(path: Path, compute: str, device: str, cache_dir: Path, nu
     from infer.export.ctranslate2 import convert_to_ctranslate2
 
     chosen = ("fp16" if device == "cuda" else "fp32") if compute == "auto" else compute
-    folder = cache_dir / f"ctranslate2-{path_name(path)}"
+    folder = cache_dir / f"ctranslate2-{_digest(path)}"
     if not (folder / "model.bin").is_file():
         convert_to_ctranslate2(path, folder)
     loaded = load_ctranslate2(
@@ -83,10 +85,15 @@ def _load_ctranslate2(path: Path, compute: str, device: str, cache_dir: Path, nu
     return _runtime(loaded, CTranslate2Decoder(loaded, artefact_dir=path))
 
 
-def path_name(path: Path) -> str:
+def _digest(path: Path) -> str:
     """Return a name for what is made of an artefact: its path and when its weights were written, as a digest."""
-    import hashlib
-
     weights = path / "model.safetensors"
     stamp = weights.stat().st_mtime_ns if weights.is_file() else 0
     return hashlib.sha256(f"{path.resolve()} {stamp}".encode()).hexdigest()[:16]
+
+
+LOADERS: Mapping[str, Callable[[Path, str, str, Path, int], Runtime]] = {
+    "torch": _load_torch,
+    "ctranslate2": _load_ctranslate2,
+}
+"""By `runtime=`; each takes artefact, arithmetic, device, folder for what is converted, and threads."""

@@ -45,7 +45,7 @@ class ModelSpec:
     path: Path
     """Of the artefact."""
     runtime: str = "torch"
-    """`torch`, `ctranslate2` or `onnx`."""
+    """`torch` or `ctranslate2`."""
     compute: str = "auto"
     """`auto`, `fp16`, `bf16` or `fp32`."""
     reason: str = ""
@@ -125,6 +125,7 @@ class ServedModel:
         facts = await self._workers[0].start(tests=True)
         self._windows = Windows(facts.edges_s)
         self.queue.mixes_lengths = facts.mixes_lengths
+        self.queue.num_workers = len(self._workers)
         await asyncio.gather(*(worker.start(tests=False) for worker in self._workers[1:]))
         self._facts = facts
         logger.info("model %s: %s; self-test: %s", self.spec.name, facts.description, facts.self_test)

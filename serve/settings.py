@@ -49,7 +49,7 @@ class ServeSettings:
     """Windows decoded together, at most."""
     max_batch_audio_s: float = 240.0
     """Of windows decoded together, at most, so that long ones make smaller batches."""
-    max_wait_ms: float = 15.0
+    max_wait_ms: float = 40.0
     """That a window waits for others, where the model has nothing else to do."""
     batch_timeout_s: float = 300.0
     """After this a worker is taken for stuck and replaced."""
@@ -64,6 +64,8 @@ class ServeSettings:
     """A clip that the model must understand at the start; empty takes one of the demo corpus, or a made sound."""
     self_test_text: str = ""
     """What is said in that clip; empty takes what torch hears in FP32."""
+    log_terminal: bool = True
+    """Write the log to the terminal, and not only into the file."""
     log_text: bool = False
     """Write what people said into the log."""
 

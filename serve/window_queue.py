@@ -105,6 +105,7 @@ class WindowQueue:
         self._live: deque[Recording] = deque()
         self._turn: deque[Recording] = deque()
         self._changed = asyncio.Event()
+        self.num_workers = 1
         self.mixes_lengths = False
         """Whether the decoder takes windows of several lengths together."""
 
@@ -168,8 +169,8 @@ class WindowQueue:
         return self._live if recording.is_live else self._turn
 
     def _others_come(self, batch: list[Window]) -> bool:
-        """Whether anybody is on his way who could share this batch; nobody waits for nobody."""
-        return self.num_expected() > len({window.recording for window in batch})
+        """Whether this worker's share of all callers is not here yet; nobody waits for nobody."""
+        return self.num_expected() > self.num_workers * len({window.recording for window in batch})
 
     def _gather(self) -> tuple[list[Window], bool]:
         """Return the next batch, still in the queue, and whether no more would fit."""
