@@ -189,7 +189,7 @@ def compare_parts(path: Path, repetitions: int) -> dict[str, Any]:
             "search_over_generate": (
                 lambda h=hidden, g=generate: beam_search(artefact.model, h, prefix, **g),
                 lambda h=hidden, s=settings: decoder._say(
-                    h, decoder._start(h, s, ["en"] * 8, None), s, range(8), 0.0, []
+                    [h], decoder._start([h], s, ["en"] * 8, None), s, range(8), 0.0, []
                 ),
             ),
             "encoder_in_parts_over_whole": (

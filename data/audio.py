@@ -85,12 +85,10 @@ def load_waveform(
     if duration_s is not None:
         limit_s = min(limit_s, duration_s if offset_s is not None else duration_s + 2 * _tolerance_s(duration_s))
     with _open(source, name) as clip:
-        blocks = list(clip.decode(offset_s or 0.0, limit_s))
+        blocks = list(_at_our_rate(clip.decode(offset_s or 0.0, limit_s), clip.rate))
         if not blocks:
             clip.fail(Reason.AUDIO_EMPTY)
         mono = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-        if clip.rate != SAMPLING_RATE:
-            mono = soxr.resample(mono, clip.rate, SAMPLING_RATE, quality="HQ")
         waveform = np.ascontiguousarray(mono, dtype=np.float32)
         found_s = len(waveform) / SAMPLING_RATE
         if max_duration_s is not None and len(waveform) > round(max_duration_s * SAMPLING_RATE):
@@ -107,6 +105,19 @@ def load_waveform(
         if peak > MAX_PEAK:
             clip.fail(Reason.AUDIO_SCALE, f"up to {peak:.3g}; divide samples that were integers by their full scale")
         return waveform
+
+
+def _at_our_rate(blocks: Iterator[npt.NDArray[np.float32]], rate: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Resample block by block, bit for bit as in one piece: ten minutes at 192 kHz are then never held at once."""
+    if rate == SAMPLING_RATE:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="HQ")
+    block = next(blocks, None)
+    while block is not None:
+        following = next(blocks, None)
+        yield stream.resample_chunk(block, last=following is None)
+        block = following
 
 
 def _tolerance_s(duration_s: float) -> float:

@@ -10,6 +10,8 @@ Shapes: `B` rows, `S` encoder positions, `T` positions given in one step, `L` po
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperDecoder, WhisperDecoderLayer
@@ -22,12 +24,15 @@ FEW_ROWS = 12  # measured with a vocabulary of 51,865 and widths of 384 and 512
 class DecoderSteps:
     """A batch of rows on its way through the decoder; rows may leave, none may come."""
 
-    def __init__(self, model: WindowedWhisper, hidden: Tensor, *, room: int, padding: Tensor | None = None) -> None:
+    def __init__(
+        self, model: WindowedWhisper, hidden: Tensor | Sequence[Tensor], *, room: int, padding: Tensor | None = None
+    ) -> None:
         """Compute what every step attends to.
 
         Args:
             model: in evaluation mode.
-            hidden: (B, S, D) from the encoder.
+            hidden: (B, S, D) from the encoder; or several, for windows of several lengths, one after the other. Only
+                the product with what was heard is then taken length by length, as it would be alone.
             room: positions that will be given, at most `max_target_positions`.
             padding: (B,) positions at the beginning of each row that are no tokens; None if there are none.
         """
@@ -35,17 +40,16 @@ class DecoderSteps:
         self._decoder = decoder
         self._output = model.proj_out
         self._padding = padding if padding is not None and bool(padding.any()) else None
-        self._cross: list[tuple[Tensor, Tensor]] = []
+        self._cross: list[list[tuple[Tensor, Tensor]]] = []
+        """Keys and values of each layer, for each window length."""
         self._past: list[tuple[Tensor, Tensor]] = []
-        num_rows = hidden.shape[0]
+        groups = [hidden] if isinstance(hidden, Tensor) else list(hidden)
+        self._sizes = [len(group) for group in groups]
         for layer in _layers(decoder):
             attention = layer.encoder_attn
-            shape = (num_rows, hidden.shape[1], attention.num_heads, attention.head_dim)
-            keys = attention.k_proj(hidden).view(shape).transpose(1, 2).contiguous()
-            values = attention.v_proj(hidden).view(shape).transpose(1, 2).contiguous()
-            self._cross.append((keys, values))
-            past = (num_rows, attention.num_heads, room, attention.head_dim)
-            self._past.append((hidden.new_empty(past), hidden.new_empty(past)))
+            self._cross.append([_keys_and_values(attention, group) for group in groups])
+            past = (sum(self._sizes), attention.num_heads, room, attention.head_dim)
+            self._past.append((groups[0].new_empty(past), groups[0].new_empty(past)))
         self.length = 0
 
     def advance(self, tokens: Tensor) -> Tensor:
@@ -81,11 +85,27 @@ class DecoderSteps:
         """Leave only some rows, in the order given.
 
         Args:
-            rows: (B',) their indices.
+            rows: (B',) their indices; rising, where there are windows of several lengths.
         """
-        self._cross = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self._cross]
+        parts = [rows] if len(self._sizes) == 1 else self._by_length(rows)
+        self._sizes = [len(part) for part in parts]
+        self._cross = [
+            [
+                (keys.index_select(0, part), values.index_select(0, part))
+                for (keys, values), part in zip(layer, parts, strict=True)
+            ]
+            for layer in self._cross
+        ]
         self._past = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self._past]
         self._padding = None if self._padding is None else self._padding.index_select(0, rows)
+
+    def _by_length(self, rows: Tensor) -> list[Tensor]:
+        """Return which rows of each window length are among some, counted within it."""
+        parts, first = [], 0
+        for size in self._sizes:
+            parts.append(rows[(rows >= first) & (rows < first + size)] - first)
+            first += size
+        return parts
 
     def _position_embeddings(self, num_tokens: int) -> Tensor:
         table: Tensor = self._decoder.embed_positions.weight
@@ -116,10 +136,31 @@ class DecoderSteps:
         values[:, :, self.length : end] = _heads(attention, attention.v_proj(normed))
         hidden = hidden + _attend(attention, normed, keys[:, :, :end], values[:, :, :end], mask)
         normed = layer.encoder_attn_layer_norm(hidden)
-        hidden = hidden + _attend(layer.encoder_attn, normed, *self._cross[index], None)
+        hidden = hidden + self._listen(layer.encoder_attn, normed, self._cross[index])
         normed = layer.final_layer_norm(hidden)
         fed: Tensor = layer.fc2(layer.activation_fn(layer.fc1(normed)))
         return hidden + fed
+
+    def _listen(self, attention: WhisperAttention, hidden: Tensor, heard: list[tuple[Tensor, Tensor]]) -> Tensor:
+        if len(heard) == 1:
+            return _attend(attention, hidden, *heard[0], None)
+        queries = _heads(attention, attention.q_proj(hidden) * attention.scaling)
+        mixed = torch.cat(
+            [
+                nn.functional.scaled_dot_product_attention(part, keys, values, scale=1.0)
+                for part, (keys, values) in zip(queries.split(self._sizes), heard, strict=True)
+                if len(part)
+            ]
+        )
+        projected: Tensor = attention.out_proj(mixed.transpose(1, 2).reshape(hidden.shape))
+        return projected
+
+
+def _keys_and_values(attention: WhisperAttention, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (*hidden.shape[:2], attention.num_heads, attention.head_dim)
+    keys = attention.k_proj(hidden).view(shape).transpose(1, 2).contiguous()
+    values = attention.v_proj(hidden).view(shape).transpose(1, 2).contiguous()
+    return keys, values
 
 
 def _layers(decoder: WhisperDecoder) -> list[WhisperDecoderLayer]:

@@ -77,8 +77,8 @@ class _Start:
     """(B, T), padded on the left."""
     padding: Tensor | None
     """(B,) positions of padding; None if there are none."""
-    limit: int
-    """Most tokens that may follow."""
+    limits: list[int]
+    """Most tokens that may follow in each row."""
     steps: DecoderSteps
     logits: Tensor | None
     """(B, V) of the first token; None where the steps have not come so far, as for beams."""
@@ -102,7 +102,7 @@ class Decoder:
     @torch.inference_mode()
     def decode(
         self,
-        input_features: Tensor,
+        input_features: Tensor | Sequence[Tensor],
         settings: DecodeSettings,
         *,
         languages: Sequence[str] | None = None,
@@ -113,7 +113,8 @@ class Decoder:
         The language is read off the first step of the search, which is taken in any case.
 
         Args:
-            input_features: (B, M, F) on the model's device.
+            input_features: (B, M, F) on the model's device; or several, of unlike F, whose clips are counted through.
+                They share every step of a plain greedy search; what needs more is done length by length.
             settings: how to decode.
             languages: language of each clip, in place of `settings.language`.
             prompts: tokens of the text before each clip, of which the last 223 are taken; an empty one is none. All
@@ -122,16 +123,19 @@ class Decoder:
         Returns:
             One result a clip, in order.
         """
-        num_clips = input_features.shape[0]
+        groups = [input_features] if isinstance(input_features, Tensor) else list(input_features)
+        if len(groups) > 1 and (prompts is not None or settings.num_beams > 1 or settings.temperature != (0.0,)):
+            return self._one_by_one(groups, settings, languages, prompts)
+        num_clips = sum(map(len, groups))
         wanted = [settings.language] * num_clips if languages is None else list(languages)
         if len(wanted) != num_clips:
             raise ValueError(f"{len(wanted)} languages were given for {num_clips} clips")
-        hidden = encode_windows(self.model.model.encoder, input_features)
+        hidden = [encode_windows(self.model.model.encoder, group) for group in groups]
         start = self._start(hidden, settings, wanted, prompts)
         results: dict[int, Decoded] = {}
         rows = list(range(num_clips))
         for attempt, temperature in enumerate(settings.temperature):
-            seeds = seeds_of(input_features, rows, settings.seed, attempt) if temperature > 0 else []
+            seeds = seeds_of(groups[0], rows, settings.seed, attempt) if temperature > 0 else []
             found = self._say(hidden, start, settings, rows, temperature, seeds)
             failed: list[int] = []
             for row, said in zip(rows, found, strict=True):
@@ -140,8 +144,27 @@ class Decoder:
             rows = failed
             if not rows:
                 break
-        window_s = hidden.shape[1] / POSITIONS_PER_S
-        return [self._finish(results[row], settings, window_s) for row in range(num_clips)]
+        windows_s = [part.shape[1] / POSITIONS_PER_S for part in hidden for _ in part]
+        return [self._finish(results[row], settings, window_s) for row, window_s in enumerate(windows_s)]
+
+    def _one_by_one(
+        self,
+        groups: Sequence[Tensor],
+        settings: DecodeSettings,
+        languages: Sequence[str] | None,
+        prompts: Sequence[Sequence[int]] | None,
+    ) -> list[Decoded]:
+        """Decode windows of several lengths, one length after the other."""
+        results: list[Decoded] = []
+        for group in groups:
+            part = slice(len(results), len(results) + len(group))
+            results += self.decode(
+                group,
+                settings,
+                languages=None if languages is None else languages[part],
+                prompts=None if prompts is None else prompts[part],
+            )
+        return results
 
     @torch.inference_mode()
     def detect_languages(self, hidden: Tensor) -> list[tuple[str, float]]:
@@ -156,13 +179,13 @@ class Decoder:
 
     def _start(
         self,
-        hidden: Tensor,
+        hidden: Sequence[Tensor],
         settings: DecodeSettings,
         wanted: Sequence[str],
         prompts: Sequence[Sequence[int]] | None,
     ) -> _Start:
         """Give the prefix, and read off its first step what is spoken, and whether anything is."""
-        builder, device = self.label_builder, hidden.device
+        builder, device = self.label_builder, hidden[0].device
         is_beam = settings.num_beams > 1
         prompt_ids = [[]] * len(wanted) if prompts is None else [self._prompt_ids(prompt) for prompt in prompts]
         prefix_length = PREFIX_LENGTH - settings.timestamps
@@ -170,9 +193,12 @@ class Decoder:
         padding = None if prompts is None else torch.tensor([widest - len(ids) for ids in prompt_ids], device=device)
         # Where there are prompts, a row has the room that the longest would leave it, whatever stands beside it.
         room = builder.max_positions - prefix_length - (0 if prompts is None else builder.max_prompt_tokens + 1)
-        limit = settings.max_new_tokens or EXTRA_TOKENS + hidden.shape[1] * MAX_TOKENS_PER_S // POSITIONS_PER_S
-        limit = min(limit, room)
-        steps = DecoderSteps(self.model, hidden, room=widest + prefix_length + limit, padding=padding)
+        limits = [
+            min(settings.max_new_tokens or EXTRA_TOKENS + part.shape[1] * MAX_TOKENS_PER_S // POSITIONS_PER_S, room)
+            for part in hidden
+            for _ in part
+        ]
+        steps = DecoderSteps(self.model, hidden, room=widest + prefix_length + max(limits), padding=padding)
         languages, detected = list(wanted), [(code, math.nan) for code in wanted]
         no_speech: list[float | None] = [None] * len(wanted)
         logits: Tensor | None = None
@@ -193,12 +219,12 @@ class Decoder:
         ]
         prefix = torch.tensor(ids, device=device)
         if is_beam and settings.temperature[0] == 0 and (logits is not None or settings.no_speech_threshold is None):
-            return _Start(languages, detected, no_speech, prefix, padding, limit, steps, None)
+            return _Start(languages, detected, no_speech, prefix, padding, limits, steps, None)
         heard = steps.advance(prefix[:, steps.length :])
         if logits is None and settings.no_speech_threshold is not None:
             no_speech = self._no_speech(steps.logits(heard[:, widest]).float())
         logits = steps.logits(heard[:, -1])
-        return _Start(languages, detected, no_speech, prefix, padding, limit, steps, logits)
+        return _Start(languages, detected, no_speech, prefix, padding, limits, steps, logits)
 
     def _prompt_ids(self, prompt: Sequence[int]) -> list[int]:
         ids = list(prompt)[-self.label_builder.max_prompt_tokens :]
@@ -217,7 +243,7 @@ class Decoder:
 
     def _say(
         self,
-        hidden: Tensor,
+        hidden: Sequence[Tensor],
         start: _Start,
         settings: DecodeSettings,
         rows: Sequence[int],
@@ -226,16 +252,16 @@ class Decoder:
     ) -> list[Said]:
         """Search once: with beams or the likeliest token at temperature 0, by drawing above it."""
         builder = self.label_builder
-        index = torch.tensor(rows, device=hidden.device)
+        index = torch.tensor(rows, device=hidden[0].device)
         prefix = start.prefix[index]
         padding = None if start.padding is None else start.padding[index]
         if temperature == 0 and settings.num_beams > 1:
             return beam_search(
                 self.model,
-                hidden,
+                hidden[0],
                 prefix,
                 num_beams=settings.num_beams,
-                limit=start.limit,
+                limit=start.limits[0],
                 end_id=builder.end_id,
                 no_timestamps_id=builder.no_timestamps_id,
                 timestamps=settings.timestamps,
@@ -243,8 +269,8 @@ class Decoder:
             )
         steps, logits = start.steps, start.logits
         if logits is None or temperature != settings.temperature[0]:  # what the first search has used up
-            room = prefix.shape[1] + start.limit
-            steps = DecoderSteps(self.model, hidden[index], room=room, padding=padding)
+            room = prefix.shape[1] + max(start.limits)
+            steps = DecoderSteps(self.model, hidden[0][index], room=room, padding=padding)
             logits = steps.logits(steps.advance(prefix)[:, -1])
         config = self.model.generation_config
         rules = TokenRules(
@@ -253,11 +279,10 @@ class Decoder:
             end_id=builder.end_id,
             no_timestamps_id=builder.no_timestamps_id,
             timestamps=settings.timestamps,
-            device=hidden.device,
+            device=index.device,
         )
-        return search(
-            steps, logits, rules, end_id=builder.end_id, limit=start.limit, temperature=temperature, seeds=seeds
-        )
+        limits = [start.limits[row] for row in rows]
+        return search(steps, logits, rules, end_id=builder.end_id, limit=limits, temperature=temperature, seeds=seeds)
 
     def _read(self, said: Said, start: _Start, row: int, temperature: float) -> Decoded:
         text = self.reader.text(said.tokens)

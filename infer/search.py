@@ -44,7 +44,7 @@ def search(
     rules: TokenRules,
     *,
     end_id: int,
-    limit: int,
+    limit: int | Sequence[int],
     temperature: float = 0.0,
     seeds: Sequence[int] = (),
 ) -> list[Said]:
@@ -55,7 +55,7 @@ def search(
         logits: (B, V) of the first token.
         rules: what may come.
         end_id: of the token that ends a text.
-        limit: most tokens, 1 or more.
+        limit: most tokens, 1 or more; or those of each row.
         temperature: 0 takes the likeliest token; above it tokens are drawn from the logits divided by it.
         seeds: of the draws of each row, so that a row draws the same whatever shares its batch.
 
@@ -64,13 +64,16 @@ def search(
     """
     device = logits.device
     num_rows = logits.shape[0]
-    said = torch.full((num_rows, limit), end_id, dtype=torch.long, device=device)
+    limits = [limit] * num_rows if isinstance(limit, int) else list(limit)
+    longest = max(limits)
+    last = None if min(limits) == longest else torch.tensor(limits, device=device) - 1
+    said = torch.full((num_rows, longest), end_id, dtype=torch.long, device=device)
     sums = torch.zeros(num_rows, dtype=torch.float64, device=device)
-    lots = _draw_lots(seeds, limit, device) if temperature > 0 else None
+    lots = _draw_lots(seeds, longest, device) if temperature > 0 else None
     rows = torch.arange(num_rows, device=device)
     done = torch.zeros(num_rows, dtype=torch.bool, device=device)
     look_every = 1 if device.type == "cpu" else STEPS_BETWEEN_LOOKS
-    for n in range(limit):
+    for n in range(longest):
         scores = logits.float()
         rules.apply_(scores, said[rows, :n])
         if lots is None:
@@ -83,7 +86,9 @@ def search(
         tokens = tokens.masked_fill(done, end_id)
         said[rows, n] = tokens
         done = done | (tokens == end_id)
-        if n + 1 == limit:
+        if last is not None:
+            done = done | (last[rows] == n)
+        if n + 1 == longest:
             break
         if (n + 1) % look_every == 0:
             left = (~done).nonzero()[:, 0]
@@ -94,7 +99,8 @@ def search(
                 steps.keep(left)
                 rows, tokens, done = rows[left], tokens[left], done[left]
         logits = steps.logits(steps.advance(tokens[:, None])[:, -1])
-    return [_said(ids, total, end_id) for ids, total in zip(said.tolist(), sums.tolist(), strict=True)]
+    ended = zip(said.tolist(), limits, sums.tolist(), strict=True)
+    return [_said(ids[:most], total, end_id) for ids, most, total in ended]
 
 
 def seeds_of(input_features: Tensor, rows: Sequence[int], seed: int, attempt: int) -> list[int]:

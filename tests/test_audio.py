@@ -13,9 +13,10 @@ import av
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 import data.audio
-from data.audio import SAMPLING_RATE, AudioError, load_waveform, probe_duration_s
+from data.audio import BLOCK_SAMPLES, SAMPLING_RATE, AudioError, load_waveform, probe_duration_s
 from data.reasons import Reason
 
 
@@ -110,6 +111,14 @@ def test_m4a_offset_and_limits(tmp_path: Path) -> None:
     assert _reason(path, duration_s=8.0) is Reason.AUDIO_TRUNCATED
     assert _reason(path, duration_s=3.0) is Reason.AUDIO_DURATION
     assert _reason(path, offset_s=60.0, duration_s=1.0) is Reason.AUDIO_TRUNCATED
+
+
+def test_resampling_by_blocks_equals_resampling_in_one_piece(tmp_path: Path) -> None:
+    path = tmp_path / "long.wav"
+    sound = np.random.default_rng(0).normal(0, 0.1, 2 * BLOCK_SAMPLES + 12_345).astype(np.float32)
+    soundfile.write(path, sound, 44_100, subtype="FLOAT")
+    found = load_waveform(path, max_duration_s=60.0)
+    np.testing.assert_array_equal(found, soxr.resample(sound, 44_100, SAMPLING_RATE, quality="HQ"))
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])

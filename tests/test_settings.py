@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from infer.compare.arithmetic import ARITHMETICS
-from scripts import compare_precision, evaluate, export, sweep_strength, transcribe
+from scripts import compare_precision, evaluate, export, serve, sweep_strength, transcribe
 from scripts.settings import (
     CONF,
     ENVIRONMENT_NAMES,
@@ -230,6 +230,11 @@ def test_the_fixed_keys_of_the_other_programs_exist():
     )
     assert (several.artefact, several.dataset.test) == (("a", "b"), ("x.jsonl", "y.jsonl"))
     assert several.tracker.name == "wandb"
+    served = serve.build_settings(
+        compose_config("serve", ["artefact=a", "precision=fp16", "serve.host=0.0.0.0", "serve.port=1"])
+    )
+    assert (served.artefact, served.precision.name) == (("a",), "fp16")
+    assert (served.serve.host, served.serve.port) == ("0.0.0.0", 1)
     compared = compare_precision.build_settings(
         compose_config("compare_precision", ["artefact=a", "report.dir=r", "dataset.test=t.jsonl"])
     )

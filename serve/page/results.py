@@ -1,0 +1,179 @@
+"""What was heard, as HTML: text, language, segments that can be heard, and files to download.
+
+All that people or models said is escaped. Files are `data:` addresses within the page: nothing is written to disk, and
+nothing is left to be removed.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from urllib.parse import quote
+
+from data.texts import LANGUAGES_WITHOUT_SPACES
+from infer.score.alignment import Unit
+from infer.score.page.differences import Piece, find_difference
+from infer.subtitles import FORMATS, Segment
+from infer.transcript import Transcript
+from serve.page.texts import Texts
+
+MEDIA_TYPES = {"txt": "text/plain", "srt": "application/x-subrip", "vtt": "text/vtt", "json": "application/json"}
+
+
+def show_empty(sentence: str) -> str:
+    """Return what stands where nothing was heard yet."""
+    return f'<div class="mv-empty"><span class="mv-wave" aria-hidden="true"></span><p>{escape(sentence)}</p></div>'
+
+
+def show_error(texts: Texts, sentence: str, detail: str = "") -> str:
+    """Return what went wrong, and below it in which words the service said so."""
+    small = f"<small>{escape(detail)}</small>" if detail and detail != sentence else ""
+    title = f"<strong>{escape(texts.error_title)}</strong>"
+    return f'<div class="mv-error" role="alert">{title}<p>{escape(sentence)}</p>{small}</div>'
+
+
+def show_progress(texts: Texts, num_done: int, num_windows: int, text: str) -> str:
+    """Return how far a recording is, with the text so far."""
+    said = texts.progress.format(done=num_done, total=num_windows) if num_windows > 1 else texts.reading
+    share = 100 * num_done / num_windows if num_windows else 0
+    bar = f'<div class="mv-bar"><span style="width:{share:.0f}%"></span></div>' if num_windows > 1 else ""
+    so_far = f'<p class="mv-text mv-tentative" dir="auto">{escape(text)}</p>' if text else ""
+    return f'<div class="mv-progress" role="status"><p class="mv-pulse">{escape(said)}</p>{bar}{so_far}</div>'
+
+
+def show_transcript(
+    transcript: Transcript, texts: Texts, *, language_name: str, elapsed_s: float, audio_path: str | None = None
+) -> str:
+    """Return a transcript with all that can be done with it.
+
+    Args:
+        transcript: what was heard.
+        texts: of the page.
+        language_name: of the language of the text.
+        elapsed_s: from asking to answer.
+        audio_path: of the recording, as the page serves it; None leaves the player out.
+    """
+    facts = [f"<li><b>{escape(language_name)}</b> {escape(_how_sure(transcript, texts))}</li>"]
+    facts.append(f"<li>{escape(texts.duration)} {clock(transcript.duration_s)}</li>")
+    if elapsed_s > 0:
+        facts.append(f"<li>{transcript.duration_s / elapsed_s:.0f} {escape(texts.speed)}</li>")
+    if not transcript.text:
+        return f'<div class="mv-result"><ul class="mv-facts">{"".join(facts)}</ul>{show_empty(texts.no_speech)}</div>'
+    parts = [
+        f'<ul class="mv-facts">{"".join(facts)}</ul>',
+        f'<p class="mv-text" dir="auto" lang="{escape(transcript.language)}">{escape(transcript.text)}</p>',
+    ]
+    if transcript.is_cut:
+        parts.append(f'<p class="mv-note">{escape(texts.cut)}</p>')
+    parts.append(f'<div class="mv-actions">{_copy_button(texts)}{_downloads(transcript, texts)}</div>')
+    parts.append(_segments(transcript, texts, audio_path))
+    return f'<div class="mv-result">{"".join(parts)}</div>'
+
+
+def show_live(lines: Sequence[str], final: str, tentative: str, texts: Texts, *, is_over: bool = False) -> str:
+    """Return what was said while somebody speaks.
+
+    Args:
+        lines: utterances that are complete.
+        final: of the one that goes on.
+        tentative: what may still change.
+        texts: of the page.
+        is_over: whether nothing follows.
+    """
+    shown = "".join(f'<p class="mv-text" dir="auto">{escape(line)}</p>' for line in lines)
+    if final or tentative:
+        rest = f'<span class="mv-tentative">{escape(tentative)}</span>'
+        shown += f'<p class="mv-text" dir="auto">{escape(final)}{rest}</p>'
+    if not shown:
+        return show_empty(texts.no_speech if is_over else texts.reading)
+    note = texts.live_ended if is_over else texts.live_hint
+    copy = f'<div class="mv-actions">{_copy_button(texts)}</div>' if is_over else ""
+    return f'<div class="mv-result" aria-live="polite">{shown}{copy}<p class="mv-note">{escape(note)}</p></div>'
+
+
+def show_comparison(texts: Texts, sides: Sequence[tuple[str, str, Transcript]]) -> str:
+    """Return two transcripts beside each other with their differences marked.
+
+    Args:
+        texts: of the page.
+        sides: (title, remark, transcript) of the left and the right one.
+    """
+    (_, _, left), (_, _, right) = sides
+    by_character = left.language in LANGUAGES_WITHOUT_SPACES or right.language in LANGUAGES_WITHOUT_SPACES
+    unit: Unit = "character" if by_character else "word"
+    found = find_difference(left.text, right.text, unit=unit)
+    count = max(
+        sum(len(_units(piece.text, unit)) for piece in pieces if piece.kind != "equal")
+        for pieces in (found.said, found.heard)
+    )
+    unit_name = texts.characters if by_character else texts.words
+    verdict = texts.compare_differ.format(count=count, unit=unit_name) if count else texts.compare_same
+    columns = "".join(
+        f'<section><h3>{escape(title)}</h3><p class="mv-note">{escape(remark)}</p>'
+        f'<p class="mv-text" dir="auto">{found.joint.join(_marked(piece) for piece in pieces)}</p></section>'
+        for (title, remark, _), pieces in zip(sides, (found.said, found.heard), strict=True)
+    )
+    return (
+        f'<div class="mv-result"><p class="mv-verdict">{escape(verdict)}</p><div class="mv-sides">{columns}</div></div>'
+    )
+
+
+def clock(time_s: float) -> str:
+    """Write seconds as `1:02.3`."""
+    tenths = round(10 * time_s)
+    return f"{tenths // 600}:{tenths // 10 % 60:02d}.{tenths % 10}"
+
+
+def _how_sure(transcript: Transcript, texts: Texts) -> str:
+    if not transcript.is_detected or transcript.language != transcript.detected_language:
+        return texts.given
+    return f"{texts.detected}, {transcript.language_probability:.0%}"
+
+
+def _copy_button(texts: Texts) -> str:
+    return f'<button type="button" class="mv-copy" data-done="{escape(texts.copied)}">{escape(texts.copy)}</button>'
+
+
+def _downloads(transcript: Transcript, texts: Texts) -> str:
+    links = "".join(
+        f'<a class="mv-download" download="transcript.{name}" href="{_data_uri(name, transcript)}">{name.upper()}</a>'
+        for name in ("txt", "srt", "vtt", "json")
+    )
+    return f'<span class="mv-downloads" aria-label="{escape(texts.downloads)}">{links}</span>'
+
+
+def _data_uri(name: str, transcript: Transcript) -> str:
+    content = base64.b64encode(FORMATS[name](transcript).encode("utf-8")).decode()
+    return f"data:{MEDIA_TYPES[name]};charset=utf-8;base64,{content}"
+
+
+def _segments(transcript: Transcript, texts: Texts, audio_path: str | None) -> str:
+    if not transcript.segments:
+        return ""
+    player = ""
+    if audio_path is not None:
+        # relative, so that it holds behind a proxy that serves the page under a prefix
+        address = escape(f"gradio_api/file={quote(audio_path)}")
+        player = f'<audio class="mv-player" controls preload="metadata" src="{address}"></audio>'
+    rows = "".join(_segment_row(segment) for segment in transcript.segments)
+    hint = f" <small>{escape(texts.segments_hint)}</small>" if audio_path is not None else ""
+    return f'<h3>{escape(texts.segments)}{hint}</h3>{player}<ol class="mv-segments">{rows}</ol>'
+
+
+def _segment_row(segment: Segment) -> str:
+    times = f'data-start="{segment.start_s:.3f}" data-end="{segment.end_s:.3f}"'
+    return (
+        f'<li><button type="button" class="mv-segment" {times}>'
+        f"<time>{clock(segment.start_s)} – {clock(segment.end_s)}</time>"
+        f'<span dir="auto">{escape(segment.text)}</span></button></li>'
+    )
+
+
+def _units(text: str, unit: Unit) -> Sequence[str]:
+    return text.split() if unit == "word" else text
+
+
+def _marked(piece: Piece) -> str:
+    text = "".join(f"<mark>{escape(part)}</mark>" if differs else escape(part) for differs, part in piece.parts)
+    return text
