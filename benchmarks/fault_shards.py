@@ -125,7 +125,11 @@ def fingerprint(toys: ToyRuns, name: str) -> dict[str, Any]:
 
 
 def interrupt(toys: ToyRuns, shard: Shard) -> dict[str, Any]:
-    """Stop a sharded run after a checkpoint by killing one rank, go on, and compare with an uninterrupted one."""
+    """Kill a rank of a sharded run, start both again as a launcher does, and compare with an uninterrupted run.
+
+    The command is the same and says `run.overwrite=true`, which on a second start would delete what it has to go on
+    from.
+    """
     assert run_two(toys, f"{shard}-whole", shard=shard) == [0, 0]
 
     def dies(rank: int) -> Callable[[], None]:
@@ -137,11 +141,14 @@ def interrupt(toys: ToyRuns, shard: Shard) -> dict[str, Any]:
         return act
 
     name = f"{shard}-killed"
-    pids = start_two(toys, name, dies, shard=shard)
+    pids = start_two(toys, name, dies, shard=shard, overwrite=True)
     codes = [wait_for(pid).code for pid in pids]
-    again = run_two(toys, name, shard=shard)
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+    again = run_two(toys, name, shard=shard, overwrite=True)
+    del os.environ["TORCHELASTIC_RESTART_COUNT"]
+    resumed = "resumed at step 3 of" in toys.output(name)
     equal = fingerprint(toys, name) == fingerprint(toys, f"{shard}-whole")
-    return {"codes": codes, "again": again, "equal": equal}
+    return {"codes": codes, "again": again, "resumed": resumed, "equal": equal}
 
 
 def die_at(step: int) -> None:

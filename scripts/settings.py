@@ -258,7 +258,7 @@ def entry_point(
             quiet_libraries()
             register_resolvers()
             GlobalHydra.instance().clear()
-            run = hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(guarded)
+            run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)
 
             def run_all() -> int:
                 with around():
