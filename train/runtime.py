@@ -34,7 +34,7 @@ LOCK = ".lock"
 
 
 def build_accelerator(
-    precision: Precision, settings: PrecisionSettings, *, cache_autocast: bool = True, rank_timeout_s: float = 45.0
+    precision: Precision, settings: PrecisionSettings, *, cache_autocast: bool = True, exchange_timeout_s: float = 180.0
 ) -> Accelerator:
     """Build the Accelerator with the autocast and the loss scaler of a precision.
 
@@ -45,8 +45,8 @@ def build_accelerator(
         settings: of the scaler.
         cache_autocast: keep the half-precision copies of the weights until the forward ends. With activation
             checkpointing that is 2.87 GiB on large-v3 for nothing, since each weight is used once a forward.
-        rank_timeout_s: how long processes wait for one; an exchange within an update waits ten times that, since a
-            process that compiles there looks like one that hangs.
+        exchange_timeout_s: how long an exchange within an update waits for a process that hangs in its arithmetic,
+            which the heartbeat cannot tell from one that waits.
 
     Raises:
         RuntimeError: if Accelerate did not set up what was asked.
@@ -64,7 +64,7 @@ def build_accelerator(
             GradScalerKwargs(**scaler_options),
             AutocastKwargs(cache_enabled=cache_autocast),
             DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=10 * rank_timeout_s)),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=exchange_timeout_s)),
         ],
     )
     if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
