@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 import train.heartbeat
@@ -91,12 +92,25 @@ def leave_out_bad_clips(folder: Path, shard: Shard) -> bool:
 
 
 def start_two(
-    toys: ToyRuns, name: str, prepare: Callable[[int], Callable[[], None] | None], **trainer: Any
+    toys: ToyRuns,
+    name: str,
+    prepare: Callable[[int], Callable[[], None] | None],
+    *,
+    started: Sequence[dict[str, str]] | None = None,
+    **changes: Any,
 ) -> list[int]:
-    """Start two processes of one run."""
+    """Start two processes of one run; each prepares itself by what `prepare` returns for its rank.
+
+    Args:
+        toys: makes the runs.
+        name: of the run.
+        prepare: see above.
+        started: environment of each process; None makes one.
+        changes: of the settings.
+    """
     return [
-        toys.start(name, environment=environment, prepare=prepare(rank), **trainer)
-        for rank, environment in enumerate(environments())
+        toys.start(name, environment=environment, prepare=prepare(rank), **changes)
+        for rank, environment in enumerate(started or environments())
     ]
 
 
@@ -141,11 +155,15 @@ def interrupt(toys: ToyRuns, shard: Shard) -> dict[str, Any]:
         return act
 
     name = f"{shard}-killed"
-    pids = start_two(toys, name, dies, shard=shard, overwrite=True)
+    # As under torchrun, the launcher's store outlives the processes, with the addresses of the lost ones in it.
+    first = [{**environment, "TORCHELASTIC_USE_AGENT_STORE": "True"} for environment in environments()]
+    second = [{**environment, "TORCHELASTIC_RESTART_COUNT": "1"} for environment in first]
+    store = TCPStore("127.0.0.1", int(first[0]["MASTER_PORT"]), is_master=True, wait_for_workers=False)
+    pids = start_two(toys, name, dies, started=first, shard=shard, overwrite=True)
     codes = [wait_for(pid).code for pid in pids]
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
-    again = run_two(toys, name, shard=shard, overwrite=True)
-    del os.environ["TORCHELASTIC_RESTART_COUNT"]
+    pids = start_two(toys, name, lambda _: None, started=second, shard=shard, overwrite=True)
+    again = [wait_for(pid).code for pid in pids]
+    del store
     resumed = "resumed at step 3 of" in toys.output(name)
     equal = fingerprint(toys, name) == fingerprint(toys, f"{shard}-whole")
     return {"codes": codes, "again": again, "resumed": resumed, "equal": equal}
