@@ -17,8 +17,9 @@ import train.heartbeat
 from benchmarks.accumulation import build_whisper
 from benchmarks.fault_ranks import SPLITS, batches_of, environments, in_two
 from benchmarks.toy_run import Ending, ToyRuns, log_lines, newest_step, sha256, wait_for
-from train.checkpoint import flatten_optimizer, load_checkpoint, step_dir
+from train.checkpoint import load_checkpoint, step_dir
 from train.loss import TrainingObjective
+from train.moments import flatten_optimizer
 from train.precision import PrecisionSettings, inspect_device, resolve_precision
 from train.ranks import weight_hashes
 from train.runtime import build_accelerator

@@ -136,7 +136,7 @@ def draw(figures: dict[str, list[dict[str, Any]]], path: Path) -> None:
         left.plot(cards, [row["peak_gib"] for row in rows], marker="o", label=name)
         right.plot(cards, [row["hours"]["1000"] for row in rows], marker="o", label=name)
     left.axhline(24, color="black", linewidth=0.8, linestyle="--")
-    left.text(1, 24.6, "a card of 24 GiB", fontsize=8)
+    left.text(8, 24.5, "a card of 24 GiB", fontsize=8)
     left.set(title="planned peak on each card, GiB", ylim=(0, None))
     right.set(title="hours for 1,000 h of speech, three times", yscale="log")
     for axis in (left, right):
