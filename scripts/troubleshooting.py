@@ -13,7 +13,6 @@ ANCHORS = {
     "holds a run": "run-folder-in-use",
     "pickled weights": "pickled-weights",
     "is not in the cache and the hub cannot be reached": "hub-out-of-reach",
-    "unknown key": "unknown-key",
     "was not written": "checkpoints-not-written",
     "the ranks hold other weights": "lost-process",
     "takes backward, loss scale": "engines-and-shards",
