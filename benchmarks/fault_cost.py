@@ -10,13 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import PROJECT
+from scripts.settings import compose_config, to_plain
+from scripts.train import settings_from_plain
 
-DEMO_UPDATES = 1300
-DEMO_SAVES = 5  # at 500 and 1000, at the two validations where they are the best, and the last one
+
+def demo_cadence() -> tuple[int, int]:
+    """Return the updates of the demo, and its checkpoints if every validation is the best so far."""
+    trainer = settings_from_plain(_plain()).trainer
+    steps = trainer.max_steps
+    saves = {steps}
+    for every in (trainer.save_every_steps, trainer.eval_every_steps):
+        saves |= set(range(every, steps + 1, every)) if every else set()
+    return steps, len(saves)
+
+
+def _plain() -> dict[str, Any]:
+    plain = to_plain(compose_config("train"))
+    plain.pop("recommended")
+    return plain
 
 
 def measure(folder: Path, *, num_updates: int) -> dict[str, Any]:
-    """Train the demo's model for some updates with ten checkpoints, and reckon what five cost in its 1300 updates.
+    """Train the demo's model for some updates with ten checkpoints; reckon what those of the demo cost.
 
     Validations are left out: the share of the shorter time is the larger one.
     """
@@ -25,12 +40,15 @@ def measure(folder: Path, *, num_updates: int) -> dict[str, Any]:
         "foreground": _run(folder / "foreground", num_updates, "false"),
     }
     figures = found["background"]
-    blocked_s = DEMO_SAVES * figures["blocked_s"]
+    demo_updates, demo_saves = demo_cadence()
+    blocked_s = demo_saves * figures["blocked_s"]
     return {
         "updates": num_updates,
+        "demo_updates": demo_updates,
+        "demo_checkpoints": demo_saves,
         **figures,
         "blocked_s_in_the_foreground": found["foreground"]["blocked_s"],
-        "share_of_wall_time": blocked_s / (DEMO_UPDATES * figures["update_s"] + blocked_s),
+        "share_of_wall_time": blocked_s / (demo_updates * figures["update_s"] + blocked_s),
     }
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 import train.heartbeat
 from benchmarks.accumulation import build_whisper
 from benchmarks.fault_ranks import SPLITS, batches_of, environments, in_two
 from benchmarks.toy_run import Ending, ToyRuns, log_lines, newest_step, sha256, wait_for
-from train.checkpoint import flatten_optimizer, load_checkpoint, step_dir
+from train.checkpoint import load_checkpoint, step_dir
 from train.loss import TrainingObjective
+from train.moments import flatten_optimizer
 from train.precision import PrecisionSettings, inspect_device, resolve_precision
 from train.ranks import weight_hashes
 from train.runtime import build_accelerator
@@ -91,12 +93,25 @@ def leave_out_bad_clips(folder: Path, shard: Shard) -> bool:
 
 
 def start_two(
-    toys: ToyRuns, name: str, prepare: Callable[[int], Callable[[], None] | None], **trainer: Any
+    toys: ToyRuns,
+    name: str,
+    prepare: Callable[[int], Callable[[], None] | None],
+    *,
+    started: Sequence[dict[str, str]] | None = None,
+    **changes: Any,
 ) -> list[int]:
-    """Start two processes of one run."""
+    """Start two processes of one run; each prepares itself by what `prepare` returns for its rank.
+
+    Args:
+        toys: makes the runs.
+        name: of the run.
+        prepare: see above.
+        started: environment of each process; None makes one.
+        changes: of the settings.
+    """
     return [
-        toys.start(name, environment=environment, prepare=prepare(rank), **trainer)
-        for rank, environment in enumerate(environments())
+        toys.start(name, environment=environment, prepare=prepare(rank), **changes)
+        for rank, environment in enumerate(started or environments())
     ]
 
 
@@ -125,7 +140,11 @@ def fingerprint(toys: ToyRuns, name: str) -> dict[str, Any]:
 
 
 def interrupt(toys: ToyRuns, shard: Shard) -> dict[str, Any]:
-    """Stop a sharded run after a checkpoint by killing one rank, go on, and compare with an uninterrupted one."""
+    """Kill a rank of a sharded run, start both again as a launcher does, and compare with an uninterrupted run.
+
+    The command is the same and says `run.overwrite=true`, which on a second start would delete what it has to go on
+    from.
+    """
     assert run_two(toys, f"{shard}-whole", shard=shard) == [0, 0]
 
     def dies(rank: int) -> Callable[[], None]:
@@ -137,11 +156,18 @@ def interrupt(toys: ToyRuns, shard: Shard) -> dict[str, Any]:
         return act
 
     name = f"{shard}-killed"
-    pids = start_two(toys, name, dies, shard=shard)
+    # As under torchrun, the launcher's store outlives the processes, with the addresses of the lost ones in it.
+    first = [{**environment, "TORCHELASTIC_USE_AGENT_STORE": "True"} for environment in environments()]
+    second = [{**environment, "TORCHELASTIC_RESTART_COUNT": "1"} for environment in first]
+    store = TCPStore("127.0.0.1", int(first[0]["MASTER_PORT"]), is_master=True, wait_for_workers=False)
+    pids = start_two(toys, name, dies, started=first, shard=shard, overwrite=True)
     codes = [wait_for(pid).code for pid in pids]
-    again = run_two(toys, name, shard=shard)
+    pids = start_two(toys, name, lambda _: None, started=second, shard=shard, overwrite=True)
+    again = [wait_for(pid).code for pid in pids]
+    del store
+    resumed = "resumed at step 3 of" in toys.output(name)
     equal = fingerprint(toys, name) == fingerprint(toys, f"{shard}-whole")
-    return {"codes": codes, "again": again, "equal": equal}
+    return {"codes": codes, "again": again, "resumed": resumed, "equal": equal}
 
 
 def die_at(step: int) -> None:

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data.redaction import redact
+from scripts.troubleshooting import with_link
 
 T = TypeVar("T")
 
@@ -258,7 +259,7 @@ def entry_point(
             quiet_libraries()
             register_resolvers()
             GlobalHydra.instance().clear()
-            run = hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(guarded)
+            run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)
 
             def run_all() -> int:
                 with around():
@@ -281,7 +282,7 @@ def run_guarded(action: Callable[[], int | None]) -> int:
         logging.getLogger(__name__).debug("%s", text)
         if os.environ.get("MEZZAVOCE_TRACEBACK"):
             print(text, file=sys.stderr)
-        print(f"error: {redact(str(e))}", file=sys.stderr)
+        print(f"error: {with_link(redact(str(e)))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -21,6 +21,7 @@ from data.settings import DatasetSettings
 from infer.decoding import DecodeSettings
 from scripts.settings import SettingsError, build, entry_point, to_plain
 from scripts.sweep import is_job, run_job, sweeping
+from scripts.troubleshooting import with_link
 from train.adapters import FinetuneSettings
 from train.model import ModelSettings
 from train.optim import OptimizerSettings
@@ -81,7 +82,7 @@ def train_once(config: DictConfig) -> int:
     try:
         result = run_training(build_settings(config))
     except (StorageError, PeerError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {with_link(str(e))}", file=sys.stderr)
         return EXIT_STORAGE if isinstance(e, StorageError) else EXIT_PROCESSES
     if result.exit_code:
         print(f"stopped at step {result.step}; the same command goes on from there")

@@ -40,15 +40,15 @@ def toys(tmp_path_factory, one_thread):
     return ToyRuns(tmp_path_factory.mktemp("shards"), validation=True)
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(toys):
+def test_a_killed_run_started_again_goes_on_to_the_same_bits_though_it_says_overwrite(toys):
     found = fault_shards.interrupt(toys, "zero3")
     assert found["codes"][1] == 137 and found["codes"][0] != 0
     assert found["again"] == [0, 0]
-    assert found["equal"]
+    assert found["resumed"] and found["equal"]
 
 
 def test_the_export_is_one_whole_file_of_the_last_shards(toys):
-    """Runs behind `test_a_killed_run...`, whose uninterrupted run it looks at."""
+    """Runs behind `test_a_killed_run_...`, whose uninterrupted run it looks at."""
     from safetensors.torch import load_file
 
     run_dir = toys.folder / "zero3-whole"

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from infer.artefact import file_sha256
 from train.durable import Written, free_bytes, num_bytes, rename, sync_folder, write_file, write_json, write_tensors
+from train.moments import flatten_optimizer, unflatten_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -261,48 +262,3 @@ def sweep_checkpoints(checkpoints_dir: Path) -> None:
     for path in [*checkpoints_dir.glob(".tmp-step-*"), *checkpoints_dir.glob(".old-step-*")]:
         logger.info("removed %s, left by a run that was killed while it wrote", path.name)
         shutil.rmtree(path, ignore_errors=True)
-
-
-def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimiser's state into named tensors and a JSON layout of all that is no tensor.
-
-    An entry may be a group of entries of its own, as in bitsandbytes; the names are then joined by a slash.
-    """
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, dict[str, Any]] = {}
-    for index, entries in state["state"].items():
-        for name, value in _leaves(entries):
-            if isinstance(value, Tensor):
-                # Below the first level lie tables that bitsandbytes shares; safetensors takes no tensor twice.
-                tensors[f"{index}.{name}"] = value.clone() if "/" in name else value
-            else:
-                numbers.setdefault(str(index), {})[name] = value
-    return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
-
-
-def _leaves(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in entries.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def unflatten_optimizer(tensors: Mapping[str, Tensor], layout: Mapping[str, Any]) -> dict[str, Any]:
-    """Put together what `flatten_optimizer` took apart."""
-    entries: dict[int, dict[str, Any]] = {}
-
-    def put(index: str, name: str, value: Any) -> None:
-        group = entries.setdefault(int(index), {})
-        *path, last = name.split("/")
-        for part in path:
-            group = group.setdefault(part, {})
-        group[last] = value
-
-    for index, values in layout["numbers"].items():
-        for name, value in values.items():
-            put(index, name, value)
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        put(index, name, tensor)
-    return {"state": entries, "param_groups": layout["param_groups"]}

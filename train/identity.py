@@ -40,6 +40,7 @@ FREE_KEYS = {
     ("trainer", "log_every_steps"),
     ("trainer", "max_hours"),
     ("trainer", "rank_timeout_s"),
+    ("trainer", "exchange_timeout_s"),
     ("trainer", "save_in_background"),
     ("trainer", "shard"),  # what comes of it is part of the identity
     ("trainer", "verify_ranks_every_steps"),

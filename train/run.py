@@ -59,7 +59,7 @@ def run_training(settings: TrainSettings) -> RunResult:
         precision,
         settings.precision,
         cache_autocast=not trainer.gradient_checkpointing,
-        rank_timeout_s=trainer.rank_timeout_s,
+        exchange_timeout_s=trainer.exchange_s,
     )
     ranks = Ranks()
     heartbeat = Heartbeat(ranks.rank, ranks.world_size, timeout_s=trainer.rank_timeout_s)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import (
     AutocastKwargs,
@@ -24,6 +25,7 @@ from accelerate.utils import (
 )
 from rich.console import Console
 from rich.logging import RichHandler
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from data.redaction import redact
 from train.precision import Precision, PrecisionSettings
@@ -38,7 +40,7 @@ BEGUN = frozenset({LOCK, PROBE, LOG})
 
 
 def build_accelerator(
-    precision: Precision, settings: PrecisionSettings, *, cache_autocast: bool = True, rank_timeout_s: float = 45.0
+    precision: Precision, settings: PrecisionSettings, *, cache_autocast: bool = True, exchange_timeout_s: float = 180.0
 ) -> Accelerator:
     """Build the Accelerator with the autocast and the loss scaler of a precision.
 
@@ -49,8 +51,8 @@ def build_accelerator(
         settings: of the scaler.
         cache_autocast: keep the half-precision copies of the weights until the forward ends. With activation
             checkpointing that is 2.87 GiB on large-v3 for nothing, since each weight is used once a forward.
-        rank_timeout_s: how long processes wait for one; an exchange within an update waits ten times that, since a
-            process that compiles there looks like one that hangs.
+        exchange_timeout_s: how long an exchange within an update waits for a process that hangs in its arithmetic,
+            which the heartbeat cannot tell from one that waits.
 
     Raises:
         RuntimeError: if Accelerate did not set up what was asked.
@@ -61,6 +63,7 @@ def build_accelerator(
         "backoff_factor": settings.backoff_factor,
         "growth_interval": settings.growth_interval,
     }
+    _meet_again(timedelta(seconds=exchange_timeout_s))
     accelerator = Accelerator(
         mixed_precision=precision.accelerate,
         gradient_accumulation_steps=1,
@@ -68,7 +71,7 @@ def build_accelerator(
             GradScalerKwargs(**scaler_options),
             AutocastKwargs(cache_enabled=cache_autocast),
             DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=10 * rank_timeout_s)),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=exchange_timeout_s)),
         ],
     )
     if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
@@ -84,6 +87,28 @@ def build_accelerator(
     if precision.accelerate != "no" and not accelerator.native_amp:
         raise RuntimeError(f"precision={precision.mode}: Accelerate set up no autocast on {accelerator.device}")
     return accelerator
+
+
+def _meet_again(timeout: timedelta) -> None:
+    """After a restart by torchrun, let processes find each other under keys of their own.
+
+    The launcher keeps one store for all its restarts, and the processes would wait at the addresses that the lost ones
+    left there.
+    """
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if again == "0" or not shares_store or dist.is_initialized():
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
+    uses_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes", "y")
+    dist.init_process_group(
+        "gloo" if uses_cpu or not torch.cuda.is_available() else "nccl",
+        store=PrefixStore(f"mezzavoce/start-{again}", store),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timeout,
+    )
 
 
 def seed_everything(seed: int) -> None:

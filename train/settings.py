@@ -91,6 +91,9 @@ class TrainerSettings:
     """Hours of this start, after which the run is saved and stops; 0 sets no limit."""
     rank_timeout_s: float = 45.0
     """How long processes wait for one of them within an update before it counts as lost."""
+    exchange_timeout_s: float | None = None
+    """How long an exchange of gradients waits for a process; None is 4 times `rank_timeout_s`, with `compile` 10 times,
+    since a process that compiles looks like one that hangs."""
     verify_ranks_every_steps: int = 500
     """Updates between two comparisons of all processes' weights; 0 is only at checkpoints."""
     shard: str = "auto"
@@ -131,8 +134,17 @@ class TrainerSettings:
             raise ValueError(f"trainer.rank_timeout_s={self.rank_timeout_s:g} must be above 0 seconds")
         if self.shard not in ("auto", "none", "zero2", "zero3"):
             raise ValueError(f"trainer.shard={self.shard} must be auto, none, zero2 or zero3")
+        if self.exchange_timeout_s is not None and self.exchange_timeout_s <= 0:
+            raise ValueError(f"trainer.exchange_timeout_s={self.exchange_timeout_s:g} must be above 0 seconds, or null")
         if self.ema_device not in ("auto", "cpu"):
             raise ValueError(f"trainer.ema_device={self.ema_device} must be auto or cpu")
+
+    @property
+    def exchange_s(self) -> float:
+        """Seconds that an exchange of gradients waits."""
+        if self.exchange_timeout_s is not None:
+            return self.exchange_timeout_s
+        return (10.0 if self.compile else 4.0) * self.rank_timeout_s
 
     @property
     def clips(self) -> int:

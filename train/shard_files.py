@@ -28,12 +28,11 @@ from train.checkpoint import (
     SHARDS,
     Checkpoint,
     close_attempt,
-    flatten_optimizer,
     open_attempt,
-    unflatten_optimizer,
     write_whole,
 )
 from train.durable import Written, num_bytes, sync_folder
+from train.moments import flatten_optimizer, unflatten_optimizer
 from train.ranks import Ranks
 
 T = TypeVar("T")
