@@ -124,7 +124,10 @@ class _AudioProcess:
             return _refused(
                 f"the recording is longer than {self._settings.max_duration_s:g} s; cut it into parts", "audio_too_long"
             )
-        return _refused(f"{answer['message']}{detail}", "audio_invalid")
+        message = answer["message"]
+        if answer["error"] == Reason.AUDIO_TRUNCATED.code:  # the catalogue speaks of manifests, which nobody has here
+            message = "the audio is cut, or shorter than its header says"
+        return _refused(f"{message}{detail}", "audio_invalid")
 
     def _restart(self) -> None:
         self.end()
