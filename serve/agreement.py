@@ -24,6 +24,11 @@ def split_units(text: str, language: str) -> list[str]:
     return pattern.findall(text.strip())
 
 
+def num_held(language: str) -> int:
+    """Return how many units at the end of a pass wait while somebody speaks: about half a second of them."""
+    return 2 if language in LANGUAGES_WITHOUT_SPACES else 1
+
+
 def key(unit: str) -> str:
     """Return what two passes must agree on: letters and digits, whatever their case.
 

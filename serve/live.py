@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
 from data.audio import MIN_DURATION_S, SAMPLING_RATE, Waveform
 from infer.decoding import Decoded
 from serve.errors import ServiceError
+from serve.options import Options
 from serve.streaming import Heard, Stream, StreamSettings, Update, Window
 from serve.voice import Detector, load_detector
 
 MAX_WAITING_S = 30.0  # sound that no pass has heard; beyond it the sender waits
 PIECE = 16_000  # samples taken in at once, so that a long message does not hold up everybody
 
-Decode = Callable[[Waveform], Awaitable[Decoded]]
-"""Says what a window says, as `Engine.transcribe_window` does."""
+Decode = Callable[[Waveform, str], Awaitable[Decoded]]
+"""Says what a window says; the language is empty where it is not known yet."""
 
 
 class Places:
@@ -62,8 +64,13 @@ async def hear(decode: Decode, window: Window) -> Heard:
     """Decode a window; one that is too short for a sound says nothing."""
     if len(window.waveform) < MIN_DURATION_S * SAMPLING_RATE:
         return Heard("", "")
-    decoded = await decode(window.waveform)
+    decoded = await decode(window.waveform, window.language)
     return Heard(decoded.text, decoded.language, decoded.segments)
+
+
+def with_language(options: Options, language: str) -> Options:
+    """Return options with the language that an utterance has begun in, where none was asked for."""
+    return replace(options, language=language) if language and options.language == "auto" else options
 
 
 class LiveSession:

@@ -21,7 +21,7 @@ from data.audio import SAMPLING_RATE, Waveform
 from infer.decoding import Decoded
 from serve.engine import Engine, Options
 from serve.errors import ServiceError
-from serve.live import LiveSession, Places
+from serve.live import LiveSession, Places, with_language
 from serve.realtime_session import Session, choose_model, invalid, update_session
 from serve.streaming import Update
 
@@ -173,8 +173,8 @@ class Conversation:
             self._resampler = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32")
         return np.asarray(self._resampler.resample_chunk(waveform), dtype=np.float32)
 
-    async def _decode(self, waveform: Waveform) -> Decoded:
-        return await self._engine.transcribe_window(waveform, self._session.options)
+    async def _decode(self, waveform: Waveform, language: str) -> Decoded:
+        return await self._engine.transcribe_window(waveform, with_language(self._session.options, language))
 
     async def _answer(self) -> None:
         async for update in self._live.updates():

@@ -15,7 +15,7 @@ from data.audio import SAMPLING_RATE, Waveform
 from data.texts import LANGUAGES_WITHOUT_SPACES
 from infer.longform import cut_at_quiet
 from infer.subtitles import Segment
-from serve.agreement import common_prefix, match_prefix, split_units
+from serve.agreement import common_prefix, match_prefix, num_held, split_units
 from serve.voice import Detector, Span, VoiceActivity, to_samples
 
 
@@ -25,6 +25,8 @@ class StreamSettings:
 
     step_s: float = 0.4
     """New sound between two passes, at least; a slow machine takes more."""
+    first_s: float = 0.8
+    """Length of a window before its first pass: what is heard in less is mostly guessed."""
     end_silence_s: float = 0.6
     """Silence that ends an utterance."""
     max_window_s: float = 12.0
@@ -39,7 +41,7 @@ class StreamSettings:
     """Less than this in an utterance is a click, and is not decoded."""
 
     def __post_init__(self) -> None:
-        for name in ("step_s", "end_silence_s", "min_pause_s", "lead_s"):
+        for name in ("step_s", "first_s", "end_silence_s", "min_pause_s", "lead_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0 seconds")
         if not 1 <= self.max_window_s <= self.longest_window_s <= 30:
@@ -61,6 +63,8 @@ class Window:
     """Whether all that is heard in it is final; the next window begins behind it."""
     is_end: bool
     """Whether an utterance ends with it."""
+    language: str = ""
+    """That the utterance has begun in; empty before any of its text is final."""
 
     @property
     def end(self) -> int:
@@ -133,8 +137,8 @@ class Stream:
 
     @property
     def is_speaking(self) -> bool:
-        """Whether an utterance has begun and has not ended."""
-        return bool(self._voice.spans)
+        """Whether somebody speaks at the end of what came in."""
+        return bool(self._voice.spans) and self._voice.spans[-1].is_open
 
     def add(self, waveform: Waveform) -> None:
         """Take in sound.
@@ -167,12 +171,14 @@ class Stream:
             if cut is not None:
                 return self._window(cut, is_final=True, is_end=False)
         is_due = self.end - max(self._passed, self._start) >= to_samples(settings.step_s)
-        if is_due and not self._is_click(self.end):
+        is_long_enough = self.end - self._start >= to_samples(settings.first_s)
+        if is_due and is_long_enough and not self._is_click(self.end):
             return self._window(self.end, is_final=False, is_end=False)
         return None
 
     def take(self, window: Window, heard: Heard) -> Update:
         """Take what was heard in the window that `next_window` gave out last, and say what changed."""
+        is_same_language = heard.language == self._language
         self._language = language = heard.language or self._language
         units = split_units(heard.text, language)
         if not self._utterance and not self._committed:
@@ -182,7 +188,10 @@ class Stream:
             self._cut(window.end)
         else:
             tail = units[match_prefix(self._committed, units)[0] :]
-            agreed = common_prefix(self._previous, tail)
+            agreed = common_prefix(self._previous, tail) if is_same_language else 0
+            if self.is_speaking:  # the last word may be half of one
+                agreed = min(agreed, len(tail) - num_held(language))
+            agreed = max(agreed, 0)
             new, rest = tail[:agreed], tail[agreed:]
             self._committed += new
             self._previous = rest
@@ -237,7 +246,8 @@ class Stream:
 
     def _window(self, end: int, *, is_final: bool, is_end: bool) -> Window:
         end = min(end, self._start + to_samples(self.settings.longest_window_s))
-        return Window(self._waveform[: end - self._start], self._start, is_final, is_end)
+        language = self._language if any(self._utterance) else ""
+        return Window(self._waveform[: end - self._start], self._start, is_final, is_end, language)
 
     def _cut(self, end: int) -> None:
         """Begin the window at a sample."""

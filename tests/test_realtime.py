@@ -259,7 +259,7 @@ def test_a_slow_model_makes_the_sender_wait_and_nothing_is_lost():
     async def talk():
         engine = SimpleNamespace(longest=0, busy=True)
 
-        async def decode(waveform):
+        async def decode(waveform, language):
             while engine.busy:
                 await asyncio.sleep(0.01)
             return decoded(f"{len(waveform)}")

@@ -159,13 +159,13 @@ def test_a_whole_recording_at_once_gives_the_same_utterances_as_its_pieces():
 
 def test_what_is_final_stays_when_a_later_pass_hears_it_differently():
     heard = iter(["one two", "one two three", "won too three four", "won too three four", "won too three four five"])
-    stream = Stream(detector=loud)
+    stream = Stream(StreamSettings(first_s=0.3), detector=loud)
     deltas = []
     for text in heard:
         stream.add(np.full(round(0.4 * SAMPLING_RATE), 0.2, dtype=np.float32))
         window = stream.next_window()
         deltas.append(stream.take(window, Heard(text, "en")).delta)
-    assert deltas == ["", "one two", " three", " four", ""]
+    assert deltas == ["", "one two", " three", "", " four"]  # the last word waits while somebody speaks
 
 
 def test_words_that_were_final_before_a_cut_are_not_said_again_behind_it():
@@ -191,6 +191,19 @@ def test_words_that_were_final_before_a_cut_are_not_said_again_behind_it():
     assert (update.delta, update.text, update.is_end) == (" g", "a b c d e f g", True)
 
 
+def test_the_language_of_an_utterance_stays_and_two_languages_never_agree():
+    stream = Stream(StreamSettings(first_s=0.3), detector=loud)
+    asked, deltas = [], []
+    for text, language in [("да да", "ru"), ("да да да", "en"), ("yes yes no", "en"), ("yes yes no no", "en")]:
+        stream.add(np.full(round(0.4 * SAMPLING_RATE), 0.2, dtype=np.float32))
+        window = stream.next_window()
+        asked.append(window.language)
+        deltas.append(stream.take(window, Heard(text, language)).delta)
+    assert deltas == ["", "", "", "yes yes no"] and asked == ["", "", "", ""]
+    stream.add(np.full(round(0.4 * SAMPLING_RATE), 0.2, dtype=np.float32))
+    assert stream.next_window().language == "en"
+
+
 def test_silence_and_clicks_are_never_decoded():
     speaker = Speaker([("click", 2.0, 2.03)], 6.0)
     assert listen(speaker) == [] and speaker.windows == []
@@ -201,12 +214,12 @@ def test_silence_and_clicks_are_never_decoded():
 
 
 def test_characters_are_the_units_of_chinese():
-    stream = Stream(detector=loud)
+    stream = Stream(StreamSettings(first_s=0.3), detector=loud)
     deltas = []
     for text in ["今天天", "今天天气", "今天天气很好"]:
         stream.add(np.full(round(0.4 * SAMPLING_RATE), 0.2, dtype=np.float32))
         deltas.append(stream.take(stream.next_window(), Heard(text, "zh")).delta)
-    assert deltas == ["", "今天天", "气"]
+    assert deltas == ["", "今天", "天气"]
     stream.add(np.zeros(SAMPLING_RATE, dtype=np.float32))
     last = stream.take(stream.next_window(), Heard("今天天气很好。", "zh"))
     assert last.is_end and last.text == "今天天气很好。"

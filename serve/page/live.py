@@ -11,9 +11,10 @@ import numpy.typing as npt
 import soxr
 
 from data.audio import SAMPLING_RATE, Waveform
+from infer.decoding import Decoded
 from serve.engine import Engine, Options
 from serve.errors import ServiceError
-from serve.live import MAX_WAITING_S, Places, hear
+from serve.live import MAX_WAITING_S, Places, hear, with_language
 from serve.page.actions import say
 from serve.page.results import show_live
 from serve.page.texts import Texts
@@ -105,8 +106,12 @@ class LiveTab:
 
     async def _pass(self, speaker: Speaker, options: Options, *, is_over: bool) -> bool:
         is_new = False
+
+        async def decode(waveform: Waveform, language: str) -> Decoded:
+            return await self._engine.transcribe_window(waveform, with_language(options, language))
+
         while (window := speaker.stream.next_window(is_over=is_over)) is not None:
-            heard = await hear(lambda waveform: self._engine.transcribe_window(waveform, options), window)
+            heard = await hear(decode, window)
             update = speaker.stream.take(window, heard)
             speaker.final, speaker.tentative, is_new = update.text, update.tentative, True
             if update.is_end:

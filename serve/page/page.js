@@ -29,3 +29,11 @@ document.addEventListener("click", (event) => {
     });
   }
 });
+
+// On a phone the result stands below the form.
+document.addEventListener("click", (event) => {
+  const go = event.target.closest("#mv-go, #mv-compare-go");
+  if (!go || window.innerWidth > 640) return;
+  const result = document.querySelector(go.id === "mv-go" ? "#mv-result" : "#mv-compare-result");
+  setTimeout(() => result.scrollIntoView({ behavior: "smooth", block: "start" }), 250);
+});

@@ -12,10 +12,12 @@ from typing import Any
 import gradio
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
+from starlette.routing import Mount
 
 from serve.engine import Engine, Options
 from serve.live import Places
 from serve.page import actions
+from serve.page.first_script import FirstScript
 from serve.page.live import LiveTab
 from serve.page.results import show_empty
 from serve.page.texts import TEXTS, Texts, choose_texts
@@ -59,7 +61,7 @@ def mount_page(app: FastAPI, engine: Engine, settings: ServeSettings, places: Pl
             path=f"/{texts.code}",
             theme=build_theme(),
             css_paths=[FOLDER / "page.css"],
-            head=_head(texts),
+            head=f"<script>{_script()}</script>",
             footer_links=[],
             show_error=False,
             ssr_mode=False,
@@ -68,6 +70,8 @@ def mount_page(app: FastAPI, engine: Engine, settings: ServeSettings, places: Pl
             enable_monitoring=False,
             max_file_size=settings.max_upload_bytes - FORM_BYTES,
         )
+        (mount,) = [route for route in app.routes if isinstance(route, Mount) and route.path == f"/{texts.code}"]
+        mount.app = FirstScript(mount.app, _first_script(texts))
     return app
 
 
@@ -88,7 +92,7 @@ def build_page(engine: Engine, settings: ServeSettings, texts: Texts, live: Live
             live_choices = _build_live(engine, texts, live)
         with gradio.Tab(texts.tab_compare, id="compare"):
             compare_choices = _build_compare(engine, texts)
-        gradio.HTML(f'<p class="mv-foot">{escape(texts.footer)} · <a href="../docs">/docs</a></p>')
+        gradio.HTML(f'<p class="mv-foot">{escape(texts.footer)} <a href="../docs">/docs</a></p>')
         choices = [*transcribe_choices, *live_choices, *compare_choices]
         # models are loaded after the page is built
         page.load(
@@ -258,11 +262,10 @@ def _script() -> str:
     return (FOLDER / "page.js").read_text(encoding="utf-8")
 
 
-def _head(texts: Texts) -> str:
-    """Return what stands before all scripts: gradio then speaks the language of the page, not that of the browser."""
-    language = (
+def _first_script(texts: Texts) -> str:
+    """Return what makes gradio speak the language of the page, not that of the browser."""
+    return (
         f'Object.defineProperty(navigator, "language", {{get: () => "{texts.locale}"}});'
         f'Object.defineProperty(navigator, "languages", {{get: () => ["{texts.locale}"]}});'
         f'document.documentElement.lang = "{texts.code}";'
     )
-    return f"<script>{language}{_script()}</script>"

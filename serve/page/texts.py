@@ -121,7 +121,7 @@ ENGLISH = Texts(
     downloads="Download",
     detected="detected",
     given="as chosen",
-    duration="long",
+    duration="Length",
     speed="× real time",
     cut="The model reached its limit somewhere; the end of a sentence may be missing.",
     no_speech="No speech was found in this recording.",
@@ -140,7 +140,7 @@ ENGLISH = Texts(
     limits="Files up to {mb} MB and {minutes} minutes: WAV, MP3, FLAC, M4A, OGG and others.",
     error_title="That did not work",
     unexpected="Something went wrong on this machine. The log of the service says what.",
-    footer="For programs: /docs describes the API",
+    footer="Programs use the API:",
     profiles={
         "greedy": "Fast (greedy)",
         "beam5": "Thorough (5 beams)",
@@ -210,7 +210,7 @@ CHINESE = Texts(
     limits="文件不超过 {mb} MB、{minutes} 分钟,支持 WAV、MP3、FLAC、M4A、OGG 等格式。",
     error_title="没有成功",
     unexpected="服务内部出错,详情见服务日志。",
-    footer="面向程序的接口说明见 /docs",
+    footer="供程序调用的接口:",
     profiles={
         "greedy": "快速(greedy)",
         "beam5": "精细,5 束搜索(beam5)",
