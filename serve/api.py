@@ -20,6 +20,8 @@ from serve.forms import GRANULARITIES, RESPONSE_FORMATS, TranscriptionForm, read
 from serve.options import Options, Progress
 from serve.uploads import UploadFolder
 
+SHORT_BYTES = 1_000_000  # of a body that comes at once
+
 _FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -109,28 +111,39 @@ def _model(engine: Engine, name: str) -> dict[str, Any]:
 
 
 async def _answer(request: Request, engine: Engine, uploads: UploadFolder, *, task: str) -> Response:
-    await _refuse_if_busy(request, engine)
     async with contextlib.AsyncExitStack() as stack:
+        has_place = await _take_place(request, engine, stack)
         form = await stack.enter_async_context(read_form(request, task=task))
         options = _with_times(form, engine)
         engine.verify(options)  # before the audio is looked at
         path = await stack.enter_async_context(uploads.keep(form.file.file))
         if form.stream:
             held = stack.pop_all()  # the file stays until the stream ends
-            return StreamingResponse(_stream(request, engine, path, options, held), media_type="text/event-stream")
-        work = asyncio.create_task(engine.transcribe(path, options))
+            return StreamingResponse(
+                _stream(engine, path, options, held, has_place=has_place), media_type="text/event-stream"
+            )
+        work = asyncio.create_task(engine.transcribe(path, options, has_place=has_place))
         transcript = await _unless_gone(request, work)
         return write_answer(transcript, form.response_format, task=task)
 
 
-async def _refuse_if_busy(request: Request, engine: Engine) -> None:
-    """Stop before a body is read that could not be worked on; it is let in and dropped, so that the answer is heard."""
+async def _take_place(request: Request, engine: Engine, stack: contextlib.AsyncExitStack) -> bool:
+    """Stop before a body is read that could not be worked on; it is let in and dropped, so that the answer is heard.
+
+    A short upload takes its place now: of many that come at the same moment, all would find one free, and hear only
+    after all are read that there is none. A long one takes it when it is here, so that slow lines hold no places.
+    """
+    is_short = int(request.headers.get("content-length") or SHORT_BYTES + 1) <= SHORT_BYTES
     try:
-        engine.refuse_if_busy()
+        if is_short:
+            stack.enter_context(engine.place())
+        else:
+            engine.refuse_if_busy()
     except ServiceError:
         async for _ in request.stream():
             pass
         raise
+    return is_short
 
 
 def _with_times(form: TranscriptionForm, engine: Engine) -> Options:
@@ -161,7 +174,7 @@ async def _wait_until_gone(request: Request) -> None:
 
 
 async def _stream(
-    request: Request, engine: Engine, path: Path, options: Options, held: contextlib.AsyncExitStack
+    engine: Engine, path: Path, options: Options, held: contextlib.AsyncExitStack, *, has_place: bool
 ) -> AsyncIterator[bytes]:
     """Yield the text of each window as soon as all before it are there."""
     news: asyncio.Queue[str] = asyncio.Queue()
@@ -171,7 +184,7 @@ async def _stream(
         news.put_nowait(progress.text)
 
     async with held:
-        work = asyncio.create_task(engine.transcribe(path, options, on_progress=note))
+        work = asyncio.create_task(engine.transcribe(path, options, on_progress=note, has_place=has_place))
         try:
             while not (work.done() and news.empty()):
                 coming = asyncio.create_task(news.get())

@@ -21,6 +21,7 @@ from serve.errors import ServiceError
 from serve.settings import ServeSettings
 
 NUM_TRIES = 2  # the process may have ended before it had this file; twice is the file's fault
+START_S = 60.0  # that a process may take for its imports
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -78,6 +79,7 @@ class _AudioProcess:
         self._start()
 
     def _start(self) -> None:
+        self._is_ready = False
         ours, theirs = socket.socketpair()
         environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         with theirs:
@@ -109,6 +111,11 @@ class _AudioProcess:
             "memory_mib": settings.decode_memory_mib,
         }
         self._is_killed = False
+        if not self._is_ready:  # the time limit is that of the file, not of the imports
+            if not self._connection.poll(START_S):
+                raise EOFError("it does not start")
+            self._connection.recv_bytes()
+            self._is_ready = True
         self._connection.send_bytes(json.dumps(request).encode())
         if not self._connection.poll(settings.decode_timeout_s):
             self._restart()
@@ -124,7 +131,10 @@ class _AudioProcess:
             return _refused(
                 f"the recording is longer than {self._settings.max_duration_s:g} s; cut it into parts", "audio_too_long"
             )
-        return _refused(f"{answer['message']}{detail}", "audio_invalid")
+        message = answer["message"]
+        if answer["error"] == Reason.AUDIO_TRUNCATED.code:  # the catalogue speaks of manifests, which nobody has here
+            message = "the audio is cut, or shorter than its header says"
+        return _refused(f"{message}{detail}", "audio_invalid")
 
     def _restart(self) -> None:
         self.end()

@@ -29,6 +29,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
     os.nice(NICE)
+    connection.send_bytes(b"ready")
     memory_mib: int | None = None
     while True:
         try:

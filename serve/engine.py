@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,7 @@ class Engine:
         options: Options | None = None,
         *,
         on_progress: Callable[[Progress], None] | None = None,
+        has_place: bool = False,
     ) -> Transcript:
         """Return what a recording says.
 
@@ -136,6 +137,7 @@ class Engine:
             source: a file, which is only read, or (num_samples,) float32 at `sampling_rate`.
             options: what is asked for.
             on_progress: called in the event loop after each window.
+            has_place: the caller holds one, of `place`.
 
         Raises:
             ServiceError: 400 for audio or options that cannot be used, 429 if all places are taken, 503 while the
@@ -143,7 +145,7 @@ class Engine:
         """
         options = options or Options()
         model, settings = self._resolve(options)
-        with self._place():
+        with nullcontext() if has_place else self.place():
             waveform = await self._audio.decode(source) if isinstance(source, Path) else _verified(source)
             duration_s = len(waveform) / SAMPLING_RATE
             if duration_s > self.settings.max_duration_s:
@@ -224,7 +226,12 @@ class Engine:
             raise queue_full(self._retry_after_s())
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
+    def place(self) -> Iterator[None]:
+        """Hold one of the places for recordings.
+
+        Raises:
+            ServiceError: as `refuse_if_busy`.
+        """
         self.refuse_if_busy()
         self._num_places += 1
         self.metrics.places.set(self._num_places)
