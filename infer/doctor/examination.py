@@ -55,7 +55,7 @@ CHECKS = (
     Check("fp16-subnormal", of_weights=weights.check_subnormal),
     Check("tie", of_weights=weights.check_tie),
     Check("dtype", of_weights=weights.check_dtype),
-    Check("cast", of_weights=weights.check_masters),
+    Check("cast", of_weights=weights.check_masters, after=("hashes",)),
 )
 """Every check, by its code."""
 

@@ -48,7 +48,7 @@ def check_weights_file(folder: ModelFolder) -> Finding | None:
         "pickled weights are never loaded: save the model again with save_pretrained(..., safe_serialization=True)"
         if is_pickled
         else "copy the whole folder again",
-        breaks=EXPORTED + (OURS,) if is_pickled else RUNTIMES,
+        breaks=(*EXPORTED, OURS) if is_pickled else RUNTIMES,
         troubles=(TRANSFORMERS,) if is_pickled else (),
     )
 

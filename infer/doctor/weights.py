@@ -207,7 +207,8 @@ def check_subnormal(_: ModelFolder, figures: WeightFigures) -> Finding | None:
         return None
     return Finding(
         "fp16-subnormal",
-        f"{100 * count / total:.1f} % of the weights are subnormal in FP16, most in {_listed(figures, 'num_subnormal')}",
+        f"{100 * count / total:.1f} % of the weights are subnormal in FP16, most in "
+        f"{_listed(figures, 'num_subnormal')}",
         "compare precisions before you ship: scripts/compare_precision.py",
         troubles=HALF_RUNTIMES,
     )
