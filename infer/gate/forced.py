@@ -146,7 +146,9 @@ def forced_logits(artefact: Artefact, features: Tensor, tokens: Tensor) -> Tenso
     """
     model = artefact.model
     output = model(
-        input_features=features.to(model.device, model.dtype), decoder_input_ids=tokens.to(model.device), use_cache=False
+        input_features=features.to(model.device, model.dtype),
+        decoder_input_ids=tokens.to(model.device),
+        use_cache=False,
     )
     logits: Tensor = output.logits.float().cpu()
     return logits

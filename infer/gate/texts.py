@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data.rows import Row
-from infer.score.rates import tally
+from infer.score.normalise import headline_metric
+from infer.score.rates import Tally, tally
 from infer.score.utterances import Prediction, count_utterance
 
 LOOPS = ("repetition", "compression", "cut")
@@ -21,7 +22,7 @@ class TextDifference:
     num_clips: int
     num_identical: int
     wer: float
-    """Theirs less the reference's, as a fraction."""
+    """Theirs less the reference's, as a fraction, over the languages that are judged by words."""
     cer: float
     num_words: int
     num_characters: int
@@ -57,17 +58,26 @@ def compare_texts(reference: Sequence[Prediction], other: Sequence[Prediction]) 
         missing = sorted({p.id for p in reference} ^ theirs.keys())
         raise ValueError(f"the texts are of other clips: {missing[0]!r} is on one side alone")
     pairs = [(p, theirs[p.id]) for p in reference]
-    references, languages = [p.reference for p in reference], [p.text_language for p in reference]
-    old = tally(references, [a.hypothesis for a, _ in pairs], languages).rates
-    new = tally(references, [b.hypothesis for _, b in pairs], languages).rates
+    # Where words are written without spaces a whole sentence counts as one, so WER is that of the other languages.
+    with_words = [pair for pair in pairs if headline_metric(pair[0].text_language) == "wer"]
+    old, new = (_tally([pair[side] for pair in pairs]) for side in (0, 1))
+    old_words, new_words = (_tally([pair[side] for pair in with_words]) for side in (0, 1))
     return TextDifference(
         num_clips=len(pairs),
         num_identical=sum(a.hypothesis == b.hypothesis for a, b in pairs),
-        wer=(new.wer or 0.0) - (old.wer or 0.0),
-        cer=(new.cer or 0.0) - (old.cer or 0.0),
-        num_words=new.num_words,
-        num_characters=new.num_characters,
+        wer=(new_words.words.rate or 0.0) - (old_words.words.rate or 0.0),
+        cer=(new.characters.rate or 0.0) - (old.characters.rate or 0.0),
+        num_words=new_words.words.num_units,
+        num_characters=new.characters.num_units,
         new_faults=tuple(b.id for a, b in pairs if _is_faulty(b) and not _is_faulty(a)),
+    )
+
+
+def _tally(predictions: Sequence[Prediction]) -> Tally:
+    return tally(
+        [p.reference for p in predictions],
+        [p.hypothesis for p in predictions],
+        [p.text_language for p in predictions],
     )
 
 
