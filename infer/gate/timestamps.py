@@ -172,6 +172,6 @@ def _sentence(times: str, long_form: str, works: Sequence[str], *, base_known: b
     again = "its base reads them" if long_form == "lost" else "its base does not either" if base_known else ""
     reason = f"; {again}" if again else ""
     return (
-        f"{about_times}. It does not read recordings longer than what it was trained on{reason}: give it clips, or train "
-        "with dataset.pack=true or on recordings with segments."
+        f"{about_times}. It does not read recordings longer than what it was trained on{reason}: give it clips, or "
+        "train with dataset.pack=true or on recordings with segments."
     )
