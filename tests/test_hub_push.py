@@ -157,7 +157,7 @@ def test_the_repository_is_private_unless_asked_otherwise(hub, folder):
 def test_a_text_with_a_secret_stops_everything_before_a_request(hub, folder):
     endpoint, handler = hub
     (folder / "README.md").write_text(f"my token is {SECRET}")
-    with pytest.raises(ValueError, match=r"README.md holds a secret"):
+    with pytest.raises(ValueError, match=r"README\.md holds a secret"):
         push_folder(folder, SETTINGS, endpoint=endpoint)
     assert handler.told == []
 
@@ -174,7 +174,7 @@ def test_without_token_or_name_it_says_what_to_type(folder, monkeypatch, tmp_pat
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(PermissionError, match="export HF_TOKEN"):
         push_folder(folder, SETTINGS)
-    with pytest.raises(ValueError, match="hub.repo=ORG/NAME"):
+    with pytest.raises(ValueError, match=r"hub\.repo=ORG/NAME"):
         HubSettings(push=True)
     monkeypatch.setenv("HF_TOKEN", SECRET)
     (tmp_path / "empty").mkdir()
