@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import train.loop
+import train.rehearsal
 from benchmarks.fault_points import count_into, kill_at
 from benchmarks.toy_run import INTERVAL, Ending, ToyRuns, newest_step, sample_ids, spread, wait_for
 from train.checkpoint import DamagedError, find_checkpoint
@@ -54,14 +54,15 @@ def kill_runs(folder: Path, *, num_random: int, num_in_writes: int, workers: int
             readable = False
         lost = max(sample_ids(run_dir), default=0) - newest_step(run_dir)
         ending = toys.finish(name)
-        equal = ending.code == 0 and toys.fingerprint(name) == whole
+        differs = toys.differences(name, whole) if ending.code == 0 else [f"exit code {ending.code}"]
         left = [path.name for path in (run_dir / "checkpoints").glob(".*")]
         return {
             "kind": kind,
             "killed": killed.code == 128 + signal.SIGKILL,
             "readable": readable,
             "lost": lost,
-            "equal": equal,
+            "name": name,
+            "differs": differs,
             "left": left,
         }
 
@@ -71,7 +72,8 @@ def kill_runs(folder: Path, *, num_random: int, num_in_writes: int, workers: int
         "cases": len(found),
         "killed": sum(f["killed"] for f in found),
         "killed_in_a_write": sum(f["killed"] and f["kind"] == "touch" for f in found),
-        "equal": sum(f["equal"] for f in found),
+        "equal": sum(not f["differs"] for f in found),
+        "differ": {f["name"]: f["differs"] for f in found if f["differs"]},
         "newest_readable": sum(f["readable"] for f in found),
         "without_rest": sum(not f["left"] for f in found),
         "save_every_steps": INTERVAL,
@@ -145,7 +147,7 @@ def _judge_stop(toys: ToyRuns, name: str, whole: dict[str, Any], ending: Ending,
 
 def _stop_in_validation(mark: Path, share: float) -> None:
     """Let a child send itself SIGTERM in the middle of a validation, by an alarm: between any two lines."""
-    real = train.loop.validate
+    real = train.rehearsal.validate
 
     def validate(*arguments: Any, **options: Any) -> Any:
         def alarm(_number: int, _frame: Any) -> None:
@@ -157,4 +159,4 @@ def _stop_in_validation(mark: Path, share: float) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.03 * share)
         return real(*arguments, **options)
 
-    train.loop.validate = validate  # type: ignore[assignment]
+    train.rehearsal.validate = validate  # type: ignore[assignment]

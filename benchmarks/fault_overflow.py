@@ -22,6 +22,7 @@ from train.step import Updater
 SETTINGS = PrecisionSettings(
     "fp16", init_scale=2.0**16, growth_interval=2
 )  # so that the scale neither falls nor rises without end
+MIN_SCALE, MAX_SCALE = 2.0**4, 2.0**18
 SCHEDULE = ScheduleSettings("linear", warmup_steps=10)
 
 
@@ -36,7 +37,7 @@ def plant_overflows(kind: str, *, num_planted: int) -> dict[str, Any]:
 
     Args:
         kind: of AdamW.
-        num_planted: overflows; two of three updates are sound.
+        num_planted: overflows; about two of three updates are sound.
     """
     AcceleratorState._reset_state(True)
     accelerator = build_accelerator(resolve_precision(SETTINGS, inspect_device(torch.device("cpu"))), SETTINGS)
@@ -48,13 +49,12 @@ def plant_overflows(kind: str, *, num_planted: int) -> dict[str, Any]:
     updater = Updater(objective, optimizer, accelerator, max_grad_norm=1.0, average=average)
     batches = split_batches(8)
     rng = random.Random(kind)
-    num_updates = 3 * num_planted
-    planted = set(rng.sample(range(num_updates), num_planted))
+    planted = _draw_plan(rng, num_planted)
+    num_updates = len(planted)
     plant = _Plant(parameters)
     wrong = dict.fromkeys(("scale", "skipped", "weights", "optimizer", "schedule", "average"), 0)
     scale, streak, applied = SETTINGS.init_scale, 0, 0
-    for update in range(num_updates):
-        is_planted = update in planted
+    for update, is_planted in enumerate(planted):
         plant.arm(rng, num_micro_batches=len(batches) if is_planted else 0)
         before = _snapshot(parameters, optimizer, average)
         rate = rate_share(SCHEDULE, applied, num_updates)
@@ -71,8 +71,26 @@ def plant_overflows(kind: str, *, num_planted: int) -> dict[str, Any]:
         wrong["weights"] += stayed["weights"] != is_planted
         wrong["optimizer"] += stayed["optimizer"] != is_planted
         wrong["average"] += stayed["average"] != is_planted
-        wrong["schedule"] += (applied + sum(u in planted for u in range(update + 1))) != update + 1
+        wrong["schedule"] += (applied + sum(planted[: update + 1])) != update + 1
     return {"updates": num_updates, "planted": num_planted, "skipped": num_updates - applied, "disagreements": wrong}
+
+
+def _draw_plan(rng: random.Random, num_planted: int) -> list[bool]:
+    """Draw which updates overflow, one of three.
+
+    The scale is kept where nothing else overflows: above it the gradients of this model would leave FP16 by themselves,
+    of which the oracle knows nothing.
+    """
+    plan: list[bool] = []
+    scale, streak = SETTINGS.init_scale, 0
+    while sum(plan) < num_planted:
+        plan.append(scale >= MAX_SCALE or (scale > MIN_SCALE and rng.random() < 1 / 3))
+        streak = 0 if plan[-1] else streak + 1
+        if plan[-1]:
+            scale *= 0.5
+        elif streak == SETTINGS.growth_interval:
+            scale, streak = scale * 2.0, 0
+    return plan
 
 
 class _Plant:

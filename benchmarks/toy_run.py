@@ -194,6 +194,11 @@ class ToyRuns:
             "export": sha256(run_dir / "export" / "model.safetensors"),
         }
 
+    def differences(self, name: str, whole: dict[str, Any]) -> list[str]:
+        """Return the parts of a run's fingerprint that are not those of another."""
+        found = self.fingerprint(name)
+        return [part for part in whole if found[part] != whole[part]]
+
 
 def _adapt(run_dir: Path) -> None:
     """Prepare a child: no curves, and the clips of every update written down."""

@@ -106,9 +106,12 @@ def evaluate_all(settings: EvaluateSettings, *, console: Console, share: Share |
     for path, name in zip(settings.artefact, names, strict=True):
         own = folder if len(names) == 1 else folder / name
         entries.append(_evaluate_one(settings, path, name, sets, console=console, share=share, folder=own))
-    duels = hold_duels(entries)
+    bootstrap = settings.scoring.bootstrap
+    duels = hold_duels(entries, bootstrap)
     forgetting = (
-        find_forgetting(entries, targets=targets, max_forgetting=settings.retention.max_forgetting) if targets else []
+        find_forgetting(entries, targets=targets, max_forgetting=settings.retention.max_forgetting, bootstrap=bootstrap)
+        if targets
+        else []
     )
     findings = Findings(tuple(entries), (), tuple(duels), tuple(forgetting), None)
     return findings if share.rank else _write_all(settings, findings, folder, sets, sources, targets)
@@ -209,10 +212,12 @@ def _evaluate_one(
             if settings.scoring.levels and share.rank == 0:
                 found = with_levels(found, held_out.rows)
             if len(sets) > 1:
-                scores[held_out.name] = score_predictions(found, processing_s=processing_s)
+                scores[held_out.name] = score_predictions(
+                    found, processing_s=processing_s, bootstrap=settings.scoring.bootstrap
+                )
             predictions += found
             times_s.append(processing_s)
-    score = score_predictions(predictions, processing_s=math.fsum(times_s))
+    score = score_predictions(predictions, processing_s=math.fsum(times_s), bootstrap=settings.scoring.bootstrap)
     score.overall.update(compute_named_metrics(settings.scoring.metrics, predictions))
     return Entry(name, artefact.describe(), score, scores or {sets[0].name: score}, tuple(predictions))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from data.settings import DatasetSettings
 from data.sources import Source
 from infer.decoding import DecodeSettings
+from infer.score.statistics import BootstrapSettings
 from train.tracking import TrackerSettings
 
 
@@ -58,6 +59,7 @@ class ScoringSettings:
     metrics: tuple[str, ...] = ()
     levels: bool = True
     """Measure loudness and noise of each clip, for error against them."""
+    bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
 
 
 @dataclass(frozen=True)

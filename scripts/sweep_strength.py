@@ -78,8 +78,12 @@ class SweepSettings:
     retention: RetentionSettings
     export: ChosenSettings
     report: ReportFolder
+    weight: float = 1.0
+    """Points of gain that a point of forgetting outweighs, when a strength is suggested."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 100:
+            raise ValueError(f"weight={self.weight:g} must lie in 0 (forgetting costs nothing) to 100")
         verify_strengths(self.strengths)
         if 0.0 not in self.strengths or len(set(self.strengths)) < 2:
             raise ValueError(
@@ -111,6 +115,12 @@ class Point:
     kept: float | None
     """Mean headline rate over the rest."""
     retention: Retention
+
+    @property
+    def forgetting(self) -> float:
+        """Rise of the mean headline rate over the rest; 0 where there is none."""
+        mean = self.retention.forgetting
+        return 0.0 if mean is None else mean.loss
 
     def describe(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -152,7 +162,7 @@ def sweep(settings: SweepSettings, *, console: Console) -> tuple[list[Point], Po
                 scores[strength] = _score(settings, target, sets)
             console.print(f"strength {strength:g}: {100 * scores[strength].overall['headline']:.2f} %", highlight=False)
     points = [_point(strength, scores[0.0], score, targets) for strength, score in scores.items()]
-    best = suggest(points, max_forgetting=settings.retention.max_forgetting)
+    best = suggest(points, weight=settings.weight)
     folder_ = Path(settings.report.dir) if settings.report.dir is not None else Path(settings.run.dir) / "strength"
     folder_.mkdir(parents=True, exist_ok=True)
     _write(folder_, points, best, settings, targets)
@@ -163,10 +173,17 @@ def sweep(settings: SweepSettings, *, console: Console) -> tuple[list[Point], Po
     return points, best
 
 
-def suggest(points: Sequence[Point], *, max_forgetting: float) -> Point:
+def suggest(points: Sequence[Point], *, weight: float) -> Point:
+    """Return the strength whose gain is the largest when what it forgot is taken off, `weight` times.
+
+    A limit on forgetting alone would give away most of a training for a tenth of a point; it is shown beside.
+    """
+    return min(points, key=lambda p: (p.target + weight * max(0.0, p.forgetting), p.strength))
+
+
+def gentlest(points: Sequence[Point], *, max_forgetting: float) -> Point:
     """Return the strength that hears best what the training was for, among those that forget no more than is borne."""
-    borne = [p for p in points if p.retention.forgetting is None or p.retention.forgetting.difference <= max_forgetting]
-    return min(borne, key=lambda p: (p.target, p.strength))
+    return min((p for p in points if p.forgetting <= max_forgetting), key=lambda p: (p.target, p.strength))
 
 
 def _score(settings: SweepSettings, path: Path, sets: Sequence[HeldOutSet]) -> Score:
@@ -184,11 +201,15 @@ def _point(strength: float, base: Score, score: Score, targets: set[str]) -> Poi
     return Point(strength, score, sum(rates) / len(rates), None if kept is None else kept.after, retention)
 
 
-def render_points(points: Sequence[Point], best: Point) -> Table:
+def render_points(points: Sequence[Point], best: Point, *, max_forgetting: float) -> Table:
     """Lay out one row per strength."""
+    gentle = gentlest(points, max_forgetting=max_forgetting).strength
     table = Table(
         title=Text("Strength of the training: what it taught, what it took"),
-        caption=Text(f"errors in %, less is better; suggested: {best.strength:g}"),
+        caption=Text(
+            f"errors in %, less is better; *: suggested, {best.strength:g}; "
+            f"the best that forgets {100 * max_forgetting:g} points at most: {gentle:g}"
+        ),
     )
     for heading in ("strength", "target %", "kept %", "forgetting, points", "95 %", "lost"):
         table.add_column(heading, justify="left" if heading == "lost" else "right")
@@ -232,12 +253,14 @@ def draw_points(points: Sequence[Point], best: Point, target: Path) -> Path:
 def _write(folder: Path, points: Sequence[Point], best: Point, settings: SweepSettings, targets: set[str]) -> None:
     record: Mapping[str, Any] = {
         "suggested": best.strength,
+        "gentlest": gentlest(points, max_forgetting=settings.retention.max_forgetting).strength,
         "points": [point.describe() for point in points],
         "settings": {
             "run": settings.run.dir,
             "decoding": asdict(settings.decoding),
             "targets": sorted(targets),
             "max_forgetting": settings.retention.max_forgetting,
+            "weight": settings.weight,
             "test": [source.path for source in settings.sources()],
         },
     }
@@ -252,7 +275,7 @@ def main(config: DictConfig) -> int:
     console = Console()
     settings = build_settings(config)
     points, best = sweep(settings, console=console)
-    console.print(render_points(points, best))
+    console.print(render_points(points, best, max_forgetting=settings.retention.max_forgetting))
     folder = settings.report.dir or f"{settings.run.dir}/strength"
     console.print(f"report: {folder}/strength.json, strength.png", soft_wrap=True, highlight=False)
     return 0

@@ -3,6 +3,8 @@
 Traps that would show: a backward under autocast, a graph that bakes in the first length, names that change.
 """
 
+import shutil
+
 import pytest
 import torch
 from conftest import fake_batch, tiny_whisper
@@ -25,7 +27,11 @@ def _kept_switches():
     dynamo.recompile_limit = before[1]
 
 
-def _gradient(dtype, *, backend=None, checkpointing=False):
+# two windows, and texts of two lengths
+SIZES = ((3, 100), (2, 60))
+
+
+def _gradient(dtype, *, backend=None, checkpointing=False, sizes=SIZES):
     whisper = tiny_whisper().train()
     whisper.config.use_cache = False
     if checkpointing:
@@ -33,7 +39,7 @@ def _gradient(dtype, *, backend=None, checkpointing=False):
     if backend is not None:
         compile_layers(whisper, backend=backend)
     objective = TrainingObjective(whisper)
-    for num_clips, num_frames in ((3, 100), (2, 60)):  # two windows, and texts of two lengths
+    for num_clips, num_frames in sizes:
         batch = fake_batch(num_clips, num_frames=num_frames)
         with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
             loss = objective(batch.input_features, batch.decoder_input_ids, batch.labels)
@@ -62,3 +68,10 @@ def test_names_and_weights_stay():
     after = whisper.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on a CPU, and there is no g++")
+def test_inductor_gives_the_eager_gradient():
+    eager = _gradient(None, sizes=SIZES[:1])
+    compiled = _gradient(None, backend="inductor", sizes=SIZES[:1])
+    assert float((compiled - eager).norm() / eager.norm()) <= BOUNDS[None]

@@ -1,5 +1,7 @@
 """Operations counted from the shapes equal those that torch counts while they run, for each way of fine-tuning."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import tiny_whisper
@@ -9,6 +11,8 @@ from data.labels import IGNORE_INDEX
 from train.adapters import FinetuneSettings, choose_trainable, enable_checkpointing
 from train.flops import PARTS, FlopCount
 from train.loss import TrainingObjective
+from train.memory.pace import clip_flops, estimate_pace
+from train.memory.workload import Workload
 
 NUM_CLIPS, NUM_LABELS = 3, 11
 WAYS = {
@@ -93,3 +97,25 @@ def test_parts_add_up_and_a_short_window_costs_less():
     assert sum(part.needed for part in parts.values()) == count.of(NUM_CLIPS, 3000, NUM_LABELS).needed
     assert count.by_part(2 * NUM_CLIPS, 3000, NUM_LABELS)["logits"].forward == 2 * parts["logits"].forward
     assert count.of(NUM_CLIPS, 600, NUM_LABELS).forward < count.of(NUM_CLIPS, 3000, NUM_LABELS).forward / 5
+
+
+def test_the_pace_of_a_plan_counts_as_a_run_does():
+    whisper = _whisper("lora", checkpointing=True)
+    work = Workload(whisper.config, WAYS["lora"], "fp16", "adamw", 4, num_frames=100, label_tokens=NUM_LABELS)
+    once = FlopCount(_whisper("lora", checkpointing=False)).of(1, 100, NUM_LABELS)
+    assert clip_flops(work) == once.needed + once.recomputed
+    again = FlopCount(whisper).of(1, 100, NUM_LABELS)
+    assert clip_flops(work.changed(checkpoint_every_layers=1)) == again.needed + again.recomputed > clip_flops(work)
+    on_int8 = work.changed(finetune=dataclasses.replace(WAYS["lora"], base_dtype="int8"))
+    assert clip_flops(on_int8) == clip_flops(work)
+
+
+def test_hours_follow_from_operations_or_from_a_measured_speed():
+    work = Workload(tiny_whisper().config, WAYS["full"], "fp16", "adamw", 4, 2, num_frames=100, label_tokens=8)
+    pace = estimate_pace(
+        work, hours_of_speech=10, epochs=2, clip_s=0.5, flops_per_s=100 * clip_flops(work), audio_s_per_s=None
+    )
+    assert pace.audio_s_per_s == pytest.approx(50.0)
+    assert pace.hours == pytest.approx(20 / 50) and pace.updates == 20 * 3600 / (0.5 * 8)
+    measured = estimate_pace(work, hours_of_speech=10, epochs=2, clip_s=0.5, flops_per_s=1.0, audio_s_per_s=25.0)
+    assert measured.hours == pytest.approx(20 / 25)

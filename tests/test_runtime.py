@@ -145,6 +145,16 @@ def test_a_folder_with_other_things_is_never_touched(tmp_path, overwrite):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_run_that_was_killed_before_it_wrote_its_settings_is_begun_again(tmp_path, resume):
+    for name in (".lock", ".writable", "train.log"):
+        (tmp_path / name).write_text("")
+    assert open_run_dir(tmp_path, resume=resume, overwrite=False) == tmp_path
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="holds other files"):
+        open_run_dir(tmp_path, resume=resume, overwrite=False)
+
+
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file; name a folder"):

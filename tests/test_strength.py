@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from data.windows import build_windows
 from infer.artefact import write_artefact
 from scripts.export import read_run
 from scripts.settings import compose_config
-from scripts.sweep_strength import suggest, sweep
+from scripts.sweep_strength import gentlest, suggest, sweep
 from train.checkpoint import load_checkpoint
 from train.run import run_training
 from train.strength import blend, export_strength, load_endpoints
@@ -93,22 +94,26 @@ def test_a_full_run_is_swept_from_the_base_and_the_chosen_one_is_exported(base: 
     assert all(torch.equal(blend(endpoints, 0.0)[name], tensor) for name, tensor in plain.items())
 
 
-def test_the_suggested_strength_forgets_no_more_than_is_borne():
-    class Mean:
-        def __init__(self, difference):
-            self.difference = difference
+@dataclass
+class Scored:
+    strength: float
+    target: float
+    forgetting: float
 
-    class Kept:
-        def __init__(self, difference):
-            self.forgetting = Mean(difference)
 
-    class Fake:
-        def __init__(self, strength, target, difference):
-            self.strength, self.target, self.retention = strength, target, Kept(difference)
+POINTS = [Scored(0.0, 0.5, 0.0), Scored(0.5, 0.2, 0.004), Scored(0.75, 0.1, 0.02), Scored(1.0, 0.05, 0.1)]
 
-    points = [Fake(0.0, 0.5, 0.0), Fake(0.5, 0.2, 0.004), Fake(0.75, 0.1, 0.02), Fake(1.0, 0.05, 0.1)]
-    assert suggest(points, max_forgetting=0.005).strength == 0.5
-    assert suggest(points, max_forgetting=0.5).strength == 1.0
+
+def test_the_suggested_strength_weighs_what_is_learnt_against_what_is_forgotten():
+    assert suggest(POINTS, weight=1.0).strength == 0.75
+    assert suggest(POINTS, weight=0.1).strength == 1.0
+    assert suggest(POINTS, weight=10.0).strength == 0.5
+    assert suggest([Scored(0.5, 0.1, -0.2), Scored(1.0, 0.1, 0.0)], weight=1.0).strength == 0.5  # of equals the lesser
+
+
+def test_the_gentlest_strength_forgets_no_more_than_is_borne():
+    assert gentlest(POINTS, max_forgetting=0.005).strength == 0.5
+    assert gentlest(POINTS, max_forgetting=0.5).strength == 1.0
 
 
 @pytest.mark.parametrize(

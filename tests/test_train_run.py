@@ -27,6 +27,7 @@ from train.checkpoint import DamagedError, list_checkpoints, load_checkpoint
 from train.guard import NonFiniteError
 from train.loop import Loop
 from train.run import run_training
+from train.standing import Standing
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate", "kept_logging", "kept_switches")
 
@@ -159,7 +160,7 @@ def test_a_run_leaves_a_whole_folder(train, precision):
 
 
 def test_validation_is_generated_text_in_the_half_copy(train, monkeypatch):
-    import train.loop as module
+    import train.rehearsal as module
 
     seen = []
 
@@ -527,12 +528,12 @@ def test_no_source_at_all_says_what_is_missing(train):
 def test_weights_that_do_not_fit_fp16_go_to_rejected_with_the_reason(train, monkeypatch, tmp_path):
     from infer.artefact import RejectedError
 
-    real = Loop.weights_to_ship
+    real = Standing.weights_to_ship
 
     def too_large(loop):
         return {name: tensor * 1e9 if "conv1.weight" in name else tensor for name, tensor in real(loop).items()}
 
-    monkeypatch.setattr(Loop, "weights_to_ship", too_large)
+    monkeypatch.setattr(Standing, "weights_to_ship", too_large)
     with pytest.raises(RejectedError, match=r"conv1\.weight reaches"):
         train("run", "trainer.max_steps=1", "trainer.eval_every_steps=0")
     reason = json.loads((tmp_path / "run" / "rejected" / "reason.json").read_text())

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import sacrebleu
 
+from infer.score.comparison import compare_scores, measure_retention
+from infer.score.contest import describe_comparison
 from infer.score.evaluation import Prediction, score_predictions
 from infer.score.report import render_before_after, render_table
 from infer.score.statistics import BootstrapSettings
@@ -99,3 +101,59 @@ def test_tables_show_bleu_and_that_more_is_better(capsys):
     assert "BLEU %" in shown and "chrF %" in shown and "more is better" in shown
     table = render_before_after(before, after)
     assert next(iter(table.columns[4].cells)).style == "green"
+
+
+def _score_of(hypotheses, num=10):
+    """Score the four sentences, each heard `num` times, half of them in each of two languages."""
+    rows = [
+        Prediction(f"{n}-{i}", "de" if i % 2 else "fr", None, r, h, 2.0, task="translate")
+        for n in range(num)
+        for i, (r, h) in enumerate(zip(REFERENCES, hypotheses, strict=True))
+    ]
+    return score_predictions(rows, processing_s=0)
+
+
+def test_translations_are_compared_by_bleu_and_more_is_better():
+    before, after = _score_of(HYPOTHESES), _score_of(REFERENCES)
+    found = compare_scores(before, after)
+    assert found.overall.before == pytest.approx(before.overall["headline"])
+    assert found.overall.after == pytest.approx(1.0)
+    assert found.languages["fr"].before == pytest.approx(before.languages["fr"]["bleu"])
+    assert found.overall.verdict == "better" and found.overall.loss < 0 < found.overall.difference
+    assert describe_comparison(found.overall, "a", "b").startswith("b is better than a: BLEU ")
+    assert compare_scores(after, before).overall.verdict == "worse"
+    assert compare_scores(before, before).overall.verdict == "no difference shown"
+
+
+def test_a_fall_of_bleu_where_nothing_was_trained_is_forgetting():
+    before = _score_of(REFERENCES)
+    after = _score_of([REFERENCES[0], HYPOTHESES[3], REFERENCES[2], HYPOTHESES[1]])  # de: other sentences
+    found = measure_retention(before, after, targets=["fr"])
+    assert found.lost == ("de",)
+    assert found.forgetting.loss == pytest.approx(before.languages["de"]["bleu"] - after.languages["de"]["bleu"])
+
+
+def test_the_paired_interval_of_bleu_is_that_of_sacrebleus_own_paired_bootstrap():
+    from sacrebleu.metrics import BLEU
+    from sacrebleu.significance import PairedTest
+
+    rng = np.random.default_rng(0)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "went", "to", "see", "his", "old", "friends", "there"]
+    references = [" ".join(rng.choice(words, size=12)) for _ in range(60)]
+
+    def worsened(share):
+        return [" ".join(w for w in r.split() if rng.random() > share) for r in references]
+
+    old, new = worsened(0.25), worsened(0.2)
+    rows = [
+        [
+            Prediction(str(i), "de", None, r, h, 2.0, task="translate")
+            for i, (r, h) in enumerate(zip(references, side, strict=True))
+        ]
+        for side in (old, new)
+    ]
+    ours = compare_scores(*(score_predictions(side, processing_s=0) for side in rows)).overall
+    test = PairedTest([("old", old), ("new", new)], {"BLEU": BLEU(references=[references])}, None, "bs", n_samples=1000)
+    theirs = test()[1]["BLEU"]
+    assert ours.after == pytest.approx(theirs[1].score / 100)
+    assert (ours.p < 0.05) == (theirs[1].p_value < 0.05)

@@ -3,78 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from accelerate import Accelerator
-from torch import Tensor
-from torch.optim import Optimizer
-
-from data.dataset import Clips
-from data.labels import LabelBuilder
-from data.loaders import UpdateBatches, UpdateDataset
-from data.reasons import Rejected
-from data.streams import StreamDataset
-from infer.encoder import WindowedWhisper
-from train.adapters import merged_state, trainable_state
-from train.checkpoint import Checkpoint
+from data.loaders import UpdateBatches
 from train.counters import Progress
-from train.ema import WeightAverage
 from train.feed import Feed
 from train.flops import FlopCount
 from train.guard import SkipGuard
-from train.half import HalfCopy
-from train.heartbeat import Heartbeat
-from train.loss import TrainingObjective
-from train.memory.device import PlanCheck
+from train.parts import Parts
 from train.progress import ProgressBar
-from train.quarantine import Quarantine, append_quarantine, non_finite_rows
-from train.random_state import random_states, restore_random_states
-from train.ranks import Ranks
-from train.saver import CheckpointSaver
+from train.quarantine import non_finite_rows
+from train.random_state import random_states
+from train.rehearsal import Rehearsal
 from train.schedule import rate_share
 from train.settings import TrainSettings
-from train.signals import EXIT_STORAGE, EXIT_TIME, EvaluationStopped, StopSignals, StorageError, TimeLimit
-from train.step import Updater, UpdateResult
+from train.signals import EXIT_STORAGE, EXIT_TIME, StopSignals, StorageError, TimeLimit
+from train.standing import Standing
+from train.step import UpdateResult
 from train.throughput import Throughput
-from train.tracking import Tracker
-from train.validation import Validation, validate
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the loop drives; built in `train.run`."""
-
-    accelerator: Accelerator
-    whisper: WindowedWhisper
-    objective: TrainingObjective
-    optimizer: Optimizer
-    updater: Updater
-    average: WeightAverage | None
-    refused: Sequence[Rejected]
-    """Lines of the training sources that were left out when they were opened."""
-    label_builder: LabelBuilder
-    dataset: UpdateDataset | StreamDataset
-    validation_clips: Clips | None
-    half: HalfCopy
-    trackers: Sequence[Tracker]
-    run_dir: Path
-    source: Mapping[str, str | None]
-    """Where the weights came from."""
-    identity: Mapping[str, Any]
-    """By which a checkpoint knows its run again; see `train.identity`."""
-    saver: CheckpointSaver | None
-    """On the main process only."""
-    ranks: Ranks
-    heartbeat: Heartbeat
-    matmul_flops_per_s: float | None = None
-    """What the device was measured to do; None where it was not."""
-    memory: PlanCheck | None = None
-    """Holds the plan of its memory against what is measured."""
 
 
 class Loop:
@@ -83,15 +31,7 @@ class Loop:
     def __init__(self, parts: Parts, settings: TrainSettings) -> None:
         self.parts = parts
         self.settings = settings
-        self.progress = Progress()
-        self.guard = SkipGuard()
-        self.quarantine = Quarantine(
-            parts.run_dir / "quarantine.jsonl",
-            on_bad=settings.dataset.on_bad,
-            max_bad_share=settings.dataset.max_bad_share,
-            refused=parts.refused,
-            writes=parts.accelerator.is_main_process,
-        )
+        self.standing = Standing(parts, settings)
         self.throughput = Throughput(
             parts.accelerator.device,
             flops=FlopCount(parts.whisper, loss_chunk_tokens=settings.trainer.loss_chunk_tokens),
@@ -99,10 +39,21 @@ class Loop:
             num_ranks=parts.accelerator.num_processes,
         )
         self.signals = StopSignals()
-        self.inexact: list[str] = []
-        """What changed in resumes that were not exact."""
+        self.rehearsal = Rehearsal(
+            parts, settings, standing=self.standing, throughput=self.throughput, signals=self.signals
+        )
         self.exit_code = 0
         """Of the process, if it ends here; 0 for a complete run."""
+
+    @property
+    def progress(self) -> Progress:
+        """Counters."""
+        return self.standing.progress
+
+    @property
+    def guard(self) -> SkipGuard:
+        """Of skipped updates."""
+        return self.standing.guard
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -187,20 +138,20 @@ class Loop:
         return float(self.parts.optimizer.param_groups[0]["lr"])
 
     def _update(self, feed: Feed) -> tuple[UpdateResult, UpdateBatches]:
-        ranks, dataset = self.parts.ranks, self.parts.dataset
+        ranks, dataset, quarantine = self.parts.ranks, self.parts.dataset, self.standing.quarantine
         self.parts.heartbeat.at("data", step=self.progress.attempted)
         batches = feed.next()
         self.parts.heartbeat.at("update")
         num_rows, audio_s = dataset.num_rows, dataset.audio_s
-        self.quarantine.add(ranks.join(batches.rejected), num_rows=num_rows, audio_s=audio_s)
-        micro_batches = self.quarantine.without(batches.micro_batches)
+        quarantine.add(ranks.join(batches.rejected), num_rows=num_rows, audio_s=audio_s)
+        micro_batches = quarantine.without(batches.micro_batches)
         result = self.parts.updater.update(micro_batches, lr=self._lr(), meanwhile=feed.read_ahead)
         progress = self.progress
         progress.attempted += 1
         progress.applied += not result.skipped
         progress.position = batches.next_position
         bad = ranks.join(non_finite_rows(micro_batches, result.bad_clips))
-        self.quarantine.add(bad, num_rows=num_rows, audio_s=audio_s)
+        quarantine.add(bad, num_rows=num_rows, audio_s=audio_s)
         module = self.parts.updater.find_non_finite(micro_batches[0]) if result.skipped else None
         # Asked for only where it matters: the answer waits for the device.
         loss_scale = result.loss_scale if result.skipped else None
@@ -232,67 +183,16 @@ class Loop:
         for tracker in self.parts.trackers:
             tracker.log(figures, step=self.progress.attempted)
 
-    def weights_to_ship(self) -> Mapping[str, Tensor]:
-        """Return the FP32 weights that would be exported now: merged, and averaged where an average is kept."""
-        average = self.parts.average
-        return merged_state(self.parts.whisper, replaced=None if average is None else average.average)
-
     def _validate(self) -> None:
         """Score the half copy, and keep a checkpoint where it is the best so far."""
-        clips = self.parts.validation_clips
-        if clips is None:
+        if self.parts.validation_clips is None:
             return
         self.parts.heartbeat.at("validation")
         with self.throughput.paused():
-            states = random_states()  # before the copy, whose first making draws from them
-            found: Validation | None = None
-            try:
-                with self.throughput.validating(), self.signals.interrupting():
-                    found = validate(
-                        self.parts.half.refresh(self.weights_to_ship()),
-                        clips,
-                        self.parts.label_builder,
-                        self.settings.decoding,
-                        batch_size=self.settings.trainer.eval_batch_size,
-                    )
-            except EvaluationStopped:
-                logger.info(
-                    "the evaluation at step %d is given up; it comes again after a resume", self.progress.attempted
-                )
-            self.parts.half.park()
-            restore_random_states(states)
-            self.parts.objective.train()
+            found = self.rehearsal.score()
             self.exit_code = self.parts.ranks.largest(self.signals.exit_code if found is None else 0)
-            if found is not None and self.exit_code == 0:
-                self._judge(found)
-
-    def _judge(self, found: Validation) -> None:
-        step = self.progress.attempted
-        for tracker in self.parts.trackers:
-            share = {"train/validation_share": self.throughput.validation_share}
-            tracker.log(found.figures("validation") | share, step=step)
-            tracker.log_predictions("validation", found.predictions, step=step)
-        progress = self.progress
-        progress.validated_step = step
-        is_better = progress.best_headline is None or found.headline < progress.best_headline
-        languages = ", ".join(
-            f"{code} {rates['headline']:.1%}"
-            for code, rates in found.score.languages.items()
-            if rates["headline"] is not None
-        )
-        logger.info(
-            "step %d: error rate of the half copy %.1f %%%s (%s), loss %.3f",
-            step,
-            100 * found.headline,
-            ", best so far" if is_better else "",
-            languages,
-            found.loss,
-        )
-        if is_better:
-            progress.best_headline, progress.best_step, progress.num_worse = found.headline, step, 0
-            self.save()
-        else:
-            progress.num_worse += 1
+            if found is not None and self.exit_code == 0 and self.rehearsal.judge(found):
+                self.save()
 
     def save(self, *, must: bool = False) -> None:
         """Write a checkpoint, unless nothing has happened since the last one; all ranks call it together.
@@ -312,7 +212,7 @@ class Loop:
         with self.throughput.paused():
             self.parts.saver.save(
                 self.progress.attempted,
-                lambda: self._checkpoint(states),
+                lambda: self.standing.checkpoint(states),
                 progress=self.progress.state(),
                 best=self.progress.best_step,
                 must=must,
@@ -320,73 +220,3 @@ class Loop:
 
     def _verify_ranks(self) -> None:
         self.parts.ranks.verify_same_weights(self.parts.whisper.named_parameters(), step=self.progress.attempted)
-
-    def _checkpoint(self, states: Sequence[Mapping[str, Any]]) -> Checkpoint:
-        scaler = self.parts.updater.scaler
-        average = self.parts.average
-        return Checkpoint(
-            model=trainable_state(self.parts.whisper),
-            optimizer=self.parts.optimizer.state_dict(),
-            average={} if average is None else average.average,
-            state={
-                "progress": self.progress.state(),
-                "guard": self.guard.state(),
-                "quarantine": self.quarantine.state(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "random": list(states),
-                "tracker_run_id": next((t.run_id for t in self.parts.trackers if t.run_id), None),
-                "inexact": self.inexact,
-                "identity": dict(self.parts.identity),
-                "config": self.settings.config,
-            },
-        )
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Take up everything from a checkpoint.
-
-        Raises:
-            ValueError: if it belongs to another model.
-        """
-        self.load_weights(checkpoint)
-        state = checkpoint.state
-        self._restore_arithmetic(checkpoint)
-        self.progress = Progress.from_state(state["progress"])
-        self.guard.load_state(state["guard"])
-        rank = self.parts.ranks.rank
-        if rank < len(state["random"]):  # a rank more than before begins with its seed
-            restore_random_states(state["random"][rank])
-        self.inexact = list(state["inexact"])
-        self.quarantine.load_state(state["quarantine"])
-        self.parts.dataset.leave_out(self.quarantine.known)
-        if self.parts.saver is not None:
-            self.parts.saver.verified = self.progress.attempted
-        if self.parts.accelerator.is_main_process:  # the file begins anew with each start
-            append_quarantine(self.quarantine.path, list(self.quarantine.known.values()))
-
-    def _restore_arithmetic(self, checkpoint: Checkpoint) -> None:
-        """Take up the states of optimiser and scaler."""
-        before, now = (config["optimizer"]["name"] for config in (checkpoint.state["config"], self.settings.config))
-        if before == now:
-            self.parts.optimizer.load_state_dict(checkpoint.optimizer)
-        else:  # only where changes were allowed
-            logger.warning("optimizer=%s begins anew: the checkpoint has the moments of %s", now, before)
-        scaler, saved = self.parts.updater.scaler, checkpoint.state["scaler"]
-        if (scaler is None) != (saved is None) and not self.settings.run.inexact:
-            raise ValueError(
-                "the checkpoint was made with another precision; take the same precision=, a new run.dir=, or go on "
-                "all the same with run.inexact=true"
-            )
-        if scaler is not None and saved is not None:
-            scaler.load_state_dict(saved)
-
-    def load_weights(self, checkpoint: Checkpoint) -> None:
-        """Take up weights and average only, as for the export of the best step."""
-        parameters = {name: p for name, p in self.parts.whisper.named_parameters() if p.requires_grad}
-        if parameters.keys() != checkpoint.model.keys():
-            raise ValueError("the checkpoint belongs to another model or finetune=; take a new run.dir=")
-        for name, parameter in parameters.items():
-            if parameter.shape != checkpoint.model[name].shape:
-                raise ValueError(f"the checkpoint has another shape of {name}; take a new run.dir=")
-            parameter.data.copy_(checkpoint.model[name])
-        if self.parts.average is not None and checkpoint.average:
-            self.parts.average.load(checkpoint.average)

@@ -31,6 +31,10 @@ from train.precision import Precision, PrecisionSettings
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+PROBE = ".writable"
+LOG = "train.log"
+BEGUN = frozenset({LOCK, PROBE, LOG})
+"""All that a run leaves that was killed before it wrote its settings."""
 
 
 def build_accelerator(
@@ -102,7 +106,7 @@ def open_run_dir(run_dir: Path, *, resume: str, overwrite: bool) -> Path:
         RuntimeError: if it cannot be written.
     """
     run_dir = run_dir.expanduser().absolute()
-    is_used = run_dir.is_dir() and any(path.name != LOCK for path in run_dir.iterdir())
+    is_used = run_dir.is_dir() and any(path.name not in BEGUN for path in run_dir.iterdir())
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"run.dir={run_dir} is a file; name a folder")
     if is_used and not (run_dir / "config.yaml").is_file():
@@ -114,7 +118,7 @@ def open_run_dir(run_dir: Path, *, resume: str, overwrite: bool) -> Path:
         raise ValueError(f"run.dir={run_dir} holds a run; name another one, or add run.overwrite=true")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / ".writable"
+        probe = run_dir / PROBE
         probe.touch()
         probe.unlink()
     except OSError as e:
@@ -160,7 +164,7 @@ def configure_logging(run_dir: Path | None, *, is_main: bool) -> None:
         terminal.setLevel(os.environ.get("MEZZAVOCE_LOG", "INFO"))
         root.addHandler(terminal)
     if run_dir is not None and is_main:
-        file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+        file = logging.FileHandler(run_dir / LOG, encoding="utf-8")
         file.addFilter(_redact)
         file.setLevel(logging.DEBUG)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -16,6 +16,7 @@ from infer.score.statistics import (
     as_plain,
     compare_rates,
 )
+from infer.score.translation import compare_translations
 from infer.score.utterances import Utterance
 
 SIGNIFICANT = 0.05
@@ -44,8 +45,9 @@ class Retention:
     """What became of the languages and domains that the training did not target."""
 
     forgetting: Comparison | None
-    """Mean rise of the headline rate over the groups that were not targeted, each counted once, gains against losses;
-    its `difference` is the forgetting figure, 0.02 is two points worse. None where everything was targeted."""
+    """Mean change of the headline rate over the groups that were not targeted, each counted once, gains against
+    losses; its `loss` is the forgetting figure, 0.02 is two points worse. Of translations it is of BLEU. None where
+    everything was targeted."""
     kept: dict[str, Comparison]
     """Groups that were not targeted: `language`, or `set/language` where the set is known."""
     targeted: dict[str, Comparison]
@@ -80,7 +82,7 @@ class Retention:
 
 
 def compare_scores(before: Score, after: Score, bootstrap: BootstrapSettings | None = None) -> PairedScore:
-    """Compare two scores of the same clips, per language and overall, by paired bootstrap.
+    """Compare two scores of the same clips, per language and overall, by paired bootstrap; translations by BLEU.
 
     Args:
         before: from `score_predictions`.
@@ -91,6 +93,13 @@ def compare_scores(before: Score, after: Score, bootstrap: BootstrapSettings | N
         ValueError: if one of the two lacks a clip of the other, or their references differ.
     """
     groups = _pair(before, after, by_set=False)
+    if _are_translations(before):
+        parts = {name: compare_translations([pairs], bootstrap) for name, pairs in groups.items()}
+        return PairedScore(
+            overall=compare_translations(list(groups.values()), bootstrap),
+            languages={name: comparison for name, comparison in parts.items() if comparison is not None},
+            by=dict.fromkeys(groups, "utterance"),
+        )
     samples = {name: _samples(pair) for name, pair in groups.items()}
     found = {name: compare_rates([old], [new], bootstrap) for name, (old, new, _) in samples.items()}
     return PairedScore(
@@ -121,18 +130,25 @@ def measure_retention(
         raise ValueError(
             f"target {min(unknown)!r} is neither a language nor a set of these scores; known are {', '.join(groups)}"
         )
-    samples = {name: _samples(pair) for name, pair in groups.items()}
-    found = {name: compare_rates([old], [new], bootstrap) for name, (old, new, _) in samples.items()}
+    is_kept = {name: not _aliases(name) & set(targets) for name in groups}
+    if _are_translations(before):
+        found = {name: compare_translations([pairs], bootstrap) for name, pairs in groups.items()}
+        forgetting = compare_translations([pairs for name, pairs in groups.items() if is_kept[name]], bootstrap)
+    else:
+        samples = {name: _samples(pair) for name, pair in groups.items()}
+        found = {name: compare_rates([old], [new], bootstrap) for name, (old, new, _) in samples.items()}
+        rest = [samples[name] for name in groups if is_kept[name]]
+        forgetting = compare_rates([sample[0] for sample in rest], [sample[1] for sample in rest], bootstrap)
     comparisons = {name: comparison for name, comparison in found.items() if comparison is not None}
-    kept = {name: c for name, c in comparisons.items() if not _aliases(name) & set(targets)}
+    kept = {name: c for name, c in comparisons.items() if is_kept[name]}
     adjusted = dict(zip(kept, adjust_for_many([c.p for c in kept.values()]), strict=True))
-    lost = [name for name, c in kept.items() if c.difference > 0 and adjusted[name] < SIGNIFICANT]
+    lost = [name for name, c in kept.items() if c.loss > 0 and adjusted[name] < SIGNIFICANT]
     return Retention(
-        forgetting=compare_rates([samples[n][0] for n in kept], [samples[n][1] for n in kept], bootstrap),
+        forgetting=forgetting,
         kept=kept,
         targeted={name: c for name, c in comparisons.items() if name not in kept},
         p_adjusted=adjusted,
-        lost=tuple(sorted(lost, key=lambda name: -kept[name].difference)),
+        lost=tuple(sorted(lost, key=lambda name: -kept[name].loss)),
     )
 
 
@@ -165,6 +181,10 @@ def _pair(before: Score, after: Score, *, by_set: bool) -> Mapping[str, list[tup
         name = f"{left.test_set}/{left.language}" if by_set and left.test_set else left.language
         groups.setdefault(name, []).append((old[id_], new[id_]))
     return dict(sorted(groups.items()))
+
+
+def _are_translations(score: Score) -> bool:
+    return score.utterances[0].prediction.task == "translate"
 
 
 def _samples(pairs: Sequence[tuple[Utterance, Utterance]]) -> tuple[Sample, Sample, str]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from infer.score.comparison import PairedScore, Retention, compare_scores, measure_retention
 from infer.score.evaluation import Prediction, Score
-from infer.score.statistics import Comparison
+from infer.score.statistics import BootstrapSettings, Comparison
 
 ABSENT = "–"
 
@@ -56,7 +56,7 @@ class Duel:
         }
 
 
-def hold_duels(entries: Sequence[Entry]) -> list[Duel]:
+def hold_duels(entries: Sequence[Entry], bootstrap: BootstrapSettings | None = None) -> list[Duel]:
     """Compare the first entry with each other one, over all sets and by set.
 
     Raises:
@@ -67,8 +67,8 @@ def hold_duels(entries: Sequence[Entry]) -> list[Duel]:
         Duel(
             before=first.name,
             after=other.name,
-            overall=compare_scores(first.score, other.score),
-            sets={name: compare_scores(first.sets[name], other.sets[name]) for name in first.sets},
+            overall=compare_scores(first.score, other.score, bootstrap),
+            sets={name: compare_scores(first.sets[name], other.sets[name], bootstrap) for name in first.sets},
         )
         for other in entries[1:]
     ]
@@ -78,7 +78,8 @@ def describe_comparison(found: Comparison | None, before: str, after: str) -> st
     """Say in one line which of two is better, by how much, and how sure that is."""
     if found is None:
         return f"{after} against {before}: nothing to compare"
-    rates = f"{100 * found.before:.2f} to {100 * found.after:.2f} %"
+    name, unit = ("BLEU ", "") if found.higher_is_better else ("", " %")
+    rates = f"{name}{100 * found.before:.2f} to {100 * found.after:.2f}{unit}"
     ends = f"{100 * found.interval.low:+.2f} to {100 * found.interval.high:+.2f}"
     points = f"{100 * found.difference:+.2f} points ({ends})"
     p = format_p(found.p)
@@ -101,7 +102,7 @@ def losers(duel: Duel) -> list[str]:
     else:
         groups.update(duel.overall.languages)
     worse = [(name, found) for name, found in groups.items() if found.verdict == "worse"]
-    worse.sort(key=lambda item: -item[1].difference)
+    worse.sort(key=lambda item: -item[1].loss)
     return [f"{name} {100 * c.before:.2f} to {100 * c.after:.2f} % ({format_p(c.p)})" for name, c in worse]
 
 
@@ -113,13 +114,13 @@ class Forgetting:
     after: str
     retention: Retention
     max_forgetting: float
-    """Rise of the mean headline rate that is still borne, as a fraction."""
+    """Rise of the mean headline rate, or fall of BLEU, that is still borne, as a fraction."""
 
     @property
     def figure(self) -> float | None:
-        """Rise of the mean headline rate over what was not targeted; None where everything was."""
+        """Rise of the mean headline rate, or fall of BLEU, over what was not targeted; None where everything was."""
         mean = self.retention.forgetting
-        return None if mean is None else mean.difference
+        return None if mean is None else mean.loss
 
     @property
     def is_too_much(self) -> bool:
@@ -160,7 +161,13 @@ class Forgetting:
         }
 
 
-def find_forgetting(entries: Sequence[Entry], *, targets: Collection[str], max_forgetting: float) -> list[Forgetting]:
+def find_forgetting(
+    entries: Sequence[Entry],
+    *,
+    targets: Collection[str],
+    max_forgetting: float,
+    bootstrap: BootstrapSettings | None = None,
+) -> list[Forgetting]:
     """Measure for each entry after the first what it lost of what was not targeted.
 
     Raises:
@@ -171,7 +178,7 @@ def find_forgetting(entries: Sequence[Entry], *, targets: Collection[str], max_f
         Forgetting(
             before=first.name,
             after=other.name,
-            retention=measure_retention(first.score, other.score, targets=targets),
+            retention=measure_retention(first.score, other.score, targets=targets, bootstrap=bootstrap),
             max_forgetting=max_forgetting,
         )
         for other in entries[1:]
@@ -180,15 +187,16 @@ def find_forgetting(entries: Sequence[Entry], *, targets: Collection[str], max_f
 
 def render_contest(entries: Sequence[Entry], duels: Sequence[Duel]) -> Table:
     """Lay out one row per set and artefact: headline, interval, change against the first, p."""
+    is_bleu = bool(entries[0].score.overall.get("higher_is_better"))
     table = Table(
         title=Text("Artefacts on the same clips"),
-        caption=Text("change in points against the first; less is better"),
+        caption=Text(f"change in points against the first; {'more' if is_bleu else 'less'} is better"),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
     table.add_column("set")
     table.add_column("artefact")
-    for heading in ("error %", "95 %", "change", "95 %", "p", "language %", "RTFx"):
+    for heading in ("BLEU" if is_bleu else "error %", "95 %", "change", "95 %", "p", "language %", "RTFx"):
         table.add_column(heading, justify="right")
     names = list(entries[0].sets)
     parts = [*names, None] if len(names) > 1 else [None]

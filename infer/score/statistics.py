@@ -72,28 +72,35 @@ class Sample:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two artefacts on the same utterances; error rates as fractions, less is better."""
+    """Two artefacts on the same utterances; rates as fractions, less is better unless said otherwise."""
 
     before: float
     after: float
     difference: float
-    """`after` less `before`: negative is better."""
+    """`after` less `before`."""
     interval: Interval
     """Of the difference."""
     p: float
     """Two-sided: how often chance alone would show a difference this large. Below 0.05 just where the 95 % interval
     leaves 0 out."""
     probability_better: float
-    """Share of the draws in which `after` makes fewer errors; equal ones count by half."""
+    """Share of the draws in which `after` is the better one; equal ones count by half."""
     num_drawn: int
     """Utterances or speakers."""
+    higher_is_better: bool = False
+    """True of BLEU."""
+
+    @property
+    def loss(self) -> float:
+        """What became worse: a rise of errors, or a fall of BLEU."""
+        return -self.difference if self.higher_is_better else self.difference
 
     @property
     def verdict(self) -> str:
         """`better`, `worse`, or `no difference shown`, at a p of 0.05."""
         if self.p >= 0.05:
             return "no difference shown"
-        return "better" if self.difference < 0 else "worse"
+        return "better" if self.loss < 0 else "worse"
 
 
 def pool(edits: npt.ArrayLike, units: npt.ArrayLike, groups: Sequence[Hashable] | None) -> Sample:
@@ -222,5 +229,6 @@ def as_plain(value: Interval | Comparison) -> dict[str, Any]:
         "p": value.p,
         "probability_better": value.probability_better,
         "num_drawn": value.num_drawn,
+        "higher_is_better": value.higher_is_better,
         "verdict": value.verdict,
     }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from infer.score.resampling import Floats, draw_sums
-from infer.score.statistics import BootstrapSettings
+from infer.score.statistics import BootstrapSettings, Comparison, Interval
 from infer.score.utterances import Utterance
 
 MAX_ORDER = 4
@@ -39,11 +39,66 @@ def score_translations(utterances: Sequence[Utterance], settings: BootstrapSetti
         "chrf": min(1.0, chrf.corpus_score(hypotheses, references).score / 100),
     }
     signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
-    counts = np.array([_counts(p.hypothesis, p.reference) for p in spoken], np.float64)
-    draws = bleu_of(draw_sums(counts, np.random.default_rng(settings.seed), settings.num_draws))
+    draws = bleu_of(
+        draw_sums(
+            _counts_of([u for u in utterances if not u.prediction.no_speech]),
+            np.random.default_rng(settings.seed),
+            settings.num_draws,
+        )
+    )
     tail = (1 - settings.level) / 2
     interval = np.quantile(draws, [tail, 1 - tail]).tolist() if len(spoken) > 1 else None
     return {**found, "bleu_interval": interval, "signatures": signatures}
+
+
+def compare_translations(
+    groups: Sequence[Sequence[tuple[Utterance, Utterance]]], settings: BootstrapSettings | None = None
+) -> Comparison | None:
+    """Compare the BLEU of two artefacts on the same utterances: each draw takes the same ones for both.
+
+    Args:
+        groups: for each language, utterances before and after; clips without speech are left out.
+        settings: draws, level and seed.
+
+    Returns:
+        The comparison of the mean over languages; None where nothing was said.
+
+    Source: Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation.
+    """
+    settings = settings or BootstrapSettings()
+    spoken = [[pair for pair in pairs if not pair[0].prediction.no_speech] for pairs in groups]
+    sides = [[_counts_of([pair[side] for pair in pairs]) for side in (0, 1)] for pairs in spoken if pairs]
+    if not sides:
+        return None
+    before, after = (
+        float(np.mean([bleu_of(pair[side].sum(axis=0, keepdims=True))[0] for pair in sides])) for side in (0, 1)
+    )
+    num_drawn = sum(len(old) for old, _ in sides)
+    if num_drawn < 2 or all(np.array_equal(old, new) for old, new in sides):
+        # one utterance alone, or the same counts everywhere: nothing that chance could not do
+        spread = Interval(min(after - before, 0.0), max(after - before, 0.0))
+        return Comparison(before, after, after - before, spread, 1.0, 0.5, num_drawn, higher_is_better=True)
+    rng = np.random.default_rng(settings.seed)
+    differences = np.zeros(settings.num_draws)
+    for old, new in sides:
+        sums = draw_sums(np.concatenate([old, new], axis=1), rng, settings.num_draws)
+        width = old.shape[1]
+        differences += (bleu_of(sums[:, width:]) - bleu_of(sums[:, :width])) / len(sides)
+    num_below, num_above = int((differences < 0).sum()), int((differences > 0).sum())
+    tail = (1 - settings.level) / 2
+    low, high = np.quantile(differences, [tail, 1 - tail]).tolist()
+    # one more draw, and the ties, on the side of the doubt
+    smaller = (len(differences) - max(num_below, num_above) + 1) / (len(differences) + 1)
+    return Comparison(
+        before=before,
+        after=after,
+        difference=after - before,
+        interval=Interval(low, high),
+        p=min(1.0, 2 * smaller),
+        probability_better=0.5 + (num_above - num_below) / 2 / len(differences),
+        num_drawn=num_drawn,
+        higher_is_better=True,
+    )
 
 
 def bleu_of(counts: Floats) -> Floats:
@@ -62,6 +117,11 @@ def bleu_of(counts: Floats) -> Floats:
         penalty = np.where(heard < written, np.exp(1 - written / heard), 1.0)
         values = penalty * np.exp(np.log(smoothed).mean(axis=1))
     return np.where((totals[:, -1] > 0) & (matches[:, 0] > 0), values, 0.0)
+
+
+def _counts_of(utterances: Sequence[Utterance]) -> Floats:
+    """Return the counts of utterances, (N, 2 * MAX_ORDER + 2)."""
+    return np.array([_counts(u.prediction.hypothesis, u.prediction.reference) for u in utterances], np.float64)
 
 
 def _counts(hypothesis: str, reference: str) -> list[int]:

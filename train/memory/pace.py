@@ -1,10 +1,16 @@
-"""Updates and hours of a training: arithmetic of a forward from shapes, over what a card is said to do. An estimate."""
+"""Updates and hours of a training: operations counted from shapes, over what a card is said to do. An estimate."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
+import torch
+
+from infer.encoder import WindowedWhisper
+from train.adapters import choose_trainable, enable_checkpointing
+from train.flops import FlopCount
 from train.memory.workload import Workload
 
 
@@ -18,23 +24,21 @@ class Pace:
 
 
 def clip_flops(work: Workload) -> float:
-    """Return the floating-point operations of one clip in an update: forward, backward and what is recomputed.
+    """Return the floating-point operations of one clip in an update, with what is computed a second time.
 
-    A multiplication with its addition counts two. A backward costs twice the forward where weights learn and once where
-    only gradients pass through.
+    Counted by `train.flops` on a model without weights, of the same shapes and with the same parts learning.
     """
-    config, rows, labels = work.config, work.num_positions, work.label_tokens
-    width = work.width
-    stem = 2 * 3 * width * (int(config.num_mel_bins) * work.num_frames + width * rows)
-    layer = 2 * rows * (4 * width**2 + 2 * width * work.encoder_ffn) + 4 * rows**2 * width
-    encoder = stem + int(config.encoder_layers) * layer
-    own = 2 * labels * (6 * width**2 + 2 * width * work.decoder_ffn) + 4 * labels**2 * width
-    cross = 2 * rows * 2 * width**2 + 4 * labels * rows * width
-    decoder = int(config.decoder_layers) * (own + cross) + 2 * labels * width * work.vocabulary
-    again = 1 if work.checkpoint_every_layers else 0
-    backward = 1 if work.finetune.name == "lora" else 2
-    learnt = (1 + backward + again / max(1, work.checkpoint_every_layers)) * decoder
-    return learnt + (1 + ((backward + again) if work.encoder_learns else 0)) * encoder
+    finetune = work.finetune
+    if finetune.base_dtype == "int8":  # only weights that are there can be made 8-bit; the products are the same
+        finetune = dataclasses.replace(finetune, base_dtype="fp16")
+    with torch.device("meta"):
+        whisper = WindowedWhisper(work.config)
+        choose_trainable(whisper, finetune)
+    if work.checkpoint_every_layers:
+        enable_checkpointing(whisper, every_layers=work.checkpoint_every_layers, offload=work.checkpoint_offload)
+    count = FlopCount(whisper, loss_chunk_tokens=work.loss_chunk_tokens)
+    found = count.of(1, work.num_frames, work.label_tokens)
+    return found.needed + found.recomputed
 
 
 def estimate_pace(
