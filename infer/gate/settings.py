@@ -28,12 +28,14 @@ class Tolerance:
     int8_wer: float = 0.01
     """Largest difference in WER of a quantised format; its texts may differ."""
     long_form_wer: float = 0.05
-    """Most WER that reading by timestamps may lose against cutting at quiet points, on a long recording."""
+    """Most error that a long recording may cost against its clips one by one."""
+    lost_timestamps: bool = False
+    """Whether a model may lose timestamps or long recordings that its base has."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if not 0 <= value <= 1:
+            if not isinstance(value, bool) and not 0 <= value <= 1:
                 raise ValueError(f"gate.tolerance.{item.name}={value} must lie in 0 to 1; rates are fractions")
 
 
