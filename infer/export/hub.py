@@ -71,7 +71,8 @@ def choose_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
     Links are never followed: one could point at anything.
     """
-    taken, kept = [], []
+    taken: list[Path] = []
+    kept: list[Path] = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_dir() and not path.is_symlink():

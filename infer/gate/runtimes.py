@@ -160,7 +160,8 @@ def _judge_windows(trained: _Answer, full: _Answer, settings: GateSettings) -> t
     difference = compare_texts(trained.predictions, full.predictions)
     allowed = settings.tolerance.full_window_wer
     cost = max(difference.wer, difference.cer)
-    sentence = f"at 30 s WER is {100 * difference.wer:+.2f} and CER {100 * difference.cer:+.2f} points from the trained windows"
+    points = f"WER is {100 * difference.wer:+.2f} and CER {100 * difference.cer:+.2f} points"
+    sentence = f"at 30 s {points} from the trained windows"
     misses = []
     if cost > allowed:
         misses.append(
