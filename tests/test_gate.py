@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jiwer
@@ -14,6 +15,7 @@ import torch
 from conftest import tone
 from safetensors.torch import load_file, save_file
 
+import infer.gate.parity
 import infer.gate.runtimes
 from data.rows import Row
 from data.sources import Source
@@ -31,11 +33,12 @@ from infer.gate.tables import render_parity, render_runtimes, runtimes_markdown
 from infer.gate.texts import compare_texts, predictions_of
 from infer.gate.timestamps import LongReading, Way, judge_times
 from infer.gate.verdict import Miss, reasons_for
-from infer.score.held_out import read_held_out
+from infer.score.held_out import read_held_out, transcribe_rows
 from infer.score.utterances import Prediction
+from infer.transcriber import Transcriber
 
 DECODING = DecodeSettings(max_new_tokens=6)
-SETTINGS = GateSettings(clips=4, half_clips=2, latency_clips=1, long_s=1.0)
+SETTINGS = GateSettings(clips=4, half_clips=1, latency_clips=1, long_s=1.0)
 
 
 @pytest.fixture
@@ -62,13 +65,23 @@ def clips(corpus, tmp_path):
 
 
 @pytest.fixture
-def no_process(monkeypatch):
-    """Ask in this process what a fresh one would be asked."""
-    from infer.compare.measurement import measure
+def short_sounds(monkeypatch):
+    """Hear a second in place of 30; a CPU is slow at half arithmetic."""
+    monkeypatch.setattr("infer.gate.parity.made_sounds", lambda: {"silence": np.zeros(16_000, dtype=np.float32)})
+    measure = infer.gate.parity.measure_headroom
+    monkeypatch.setattr("infer.gate.parity.measure_headroom", partial(measure, num_frames=100))
+    monkeypatch.setattr("infer.gate.parity.FULL_CLIPS", 1)
+
+
+@pytest.fixture
+def no_process(monkeypatch, short_sounds):
+    """Transcribe in this process what a fresh one would be asked."""
 
     def here(request, folder):
-        answer = measure(dataclasses.replace(request, sources=tuple(request.sources)))
-        return json.loads(json.dumps(answer))
+        transcriber = Transcriber(load_artefact(request.artefact), DECODING, batch_size=request.batch_size)
+        rows = read_held_out([Source(**source) for source in request.sources])
+        predictions, processing_s = transcribe_rows(transcriber, rows)
+        return {"predictions": [dataclasses.asdict(p) for p in predictions], "processing_s": processing_s}
 
     monkeypatch.setattr("infer.gate.parity.measure_in_process", here)
 
@@ -77,13 +90,13 @@ def _parity(artefact_dir, clips, tmp_path, **options):
     return check_parity(artefact_dir, clips, DECODING, SETTINGS, scratch=tmp_path / "scratch", **options)
 
 
-def test_a_sound_artefact_passes_every_part_in_a_fresh_process(artefact_dir, clips, masters, tmp_path):
+def test_a_sound_artefact_passes_every_part_in_a_fresh_process(artefact_dir, clips, masters, short_sounds, tmp_path):
     found = _parity(artefact_dir, clips, tmp_path, masters=masters)
     assert found.misses == ()
     assert list(found.figures) == ["P1", "P2", "P3", "P4", "P5"]
     assert found.figures["P2"]["num_identical"] == found.figures["P2"]["num_clips"] == 4
     assert found.figures["P3"]["reference"] == "FP32 masters"
-    assert set(found.figures["P4"]) == {"clips", "silence", "clipped noise", "music"}
+    assert set(found.figures["P4"]) == {"clips", "silence"}
     evaluation = found.evaluation
     assert evaluation["artefact_sha256"] == file_sha256(artefact_dir / "model.safetensors")
     assert evaluation["set"] == {"sha256": clips.sha256, "clips": 4}
@@ -170,8 +183,9 @@ def test_divergence_and_agreement_are_those_of_distributions_made_by_hand(artefa
     found = compare_forced(half, strict, clips.rows, clips.waveforms(), **options).describe()
     assert found["kl"] == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5), abs=1e-6)
     assert found["top1"] == 1.0
-    builder_tokens = sum(len(strict.tokenizer(row.text, add_special_tokens=False).input_ids) for row in clips.rows)
-    assert found["tokens"] == builder_tokens + 4 * len(clips.rows)  # language, task, no times, end
+    texts = [row.text if row.language in ("zh", "ja") else f" {row.text}" for row in clips.rows]
+    num_text = sum(len(strict.tokenizer(text, add_special_tokens=False).input_ids) for text in texts)
+    assert found["tokens"] == num_text + 4 * len(texts)  # language, task, no times, end
 
 
 def test_the_same_arithmetic_agrees_and_real_halves_nearly(artefact_dir, clips):
@@ -206,6 +220,7 @@ def test_headroom_counts_large_clamped_and_broken_values(artefact_dir):
 
 
 def test_made_sounds_are_whole_windows_within_full_scale():
+    assert list(made_sounds()) == ["silence", "clipped noise", "music"]
     for waveform in made_sounds().values():
         assert (waveform.dtype, len(waveform)) == (np.float32, 480_000)
         assert np.abs(waveform).max() <= 1.0
@@ -223,7 +238,7 @@ def test_clips_are_the_same_samples_and_their_hash_follows_text_and_sound(corpus
     changed = write_clips([replace(row, text=f"{row.text} x") for row in rows], tmp_path / "c", count=4)
     assert changed.sha256 != first.sha256
     assert write_clips(rows, tmp_path / "d", count=5).sha256 != first.sha256
-    with pytest.raises(ValueError, match="dataset.test"):
+    with pytest.raises(ValueError, match=r"dataset\.test"):
         write_clips([], tmp_path / "e", count=4)
 
 
@@ -247,7 +262,7 @@ def test_a_given_recording_is_audio_or_one_line(clips, tmp_path):
     (tmp_path / "long.jsonl").write_text("{}")
     with pytest.raises(ValueError, match=r"long\.jsonl:1"):
         open_long(tmp_path / "long.jsonl")
-    with pytest.raises(FileNotFoundError, match="gate.long_recording"):
+    with pytest.raises(FileNotFoundError, match=r"gate\.long_recording"):
         open_long(tmp_path / "nowhere.wav")
 
 
@@ -256,8 +271,8 @@ def _prediction(id_, reference, hypothesis, language="en"):
 
 
 def test_differences_of_texts_are_those_of_jiwer_over_languages_of_words():
-    references = ["one two three", "four five six seven", "今天很好"]
-    before, after = ["one two three", "four five", "今天很好"], ["one two", "four five six seven", "今天"]
+    references = ["red green blue", "cat dog bird fish", "今天很好"]
+    before, after = ["red green blue", "cat dog", "今天很好"], ["red green", "cat dog bird fish", "今天"]
     languages = ["en", "en", "zh"]
     old, new = (
         [
@@ -278,9 +293,9 @@ def test_differences_of_texts_are_those_of_jiwer_over_languages_of_words():
 
 
 def test_a_text_that_is_empty_or_loops_on_one_side_alone_is_named():
-    said = "one two three four five six"
+    said = "red green blue cat dog bird"
     old = [_prediction("a", said, said), _prediction("b", said, ""), _prediction("c", said, said)]
-    new = [_prediction("a", said, ""), _prediction("b", said, ""), _prediction("c", said, "one one one one one one")]
+    new = [_prediction("a", said, ""), _prediction("b", said, ""), _prediction("c", said, "red red red red red red")]
     assert compare_texts(old, new).new_faults == ("a", "c")
 
 
@@ -371,13 +386,13 @@ def test_each_client_is_judged_by_its_own_tolerance(clips, monkeypatch, tmp_path
     _fake_clients(
         monkeypatch,
         {
-            "faster_whisper": lambda text: f"{text} more words here",
+            "faster_whisper": lambda text: f"{text} more",
             "openai_whisper": {"absent": "whisper is not installed; type pip install"},
             "whisper_cpp": {"failed": "the process ended with 1: bad magic"},
             "transformers": lambda text: f"{text}.",  # another text, and the same words
         },
     )
-    settings = replace(SETTINGS, tolerance=Tolerance(int8_wer=1.0, runtime_identical=0.9))
+    settings = replace(SETTINGS, tolerance=Tolerance(int8_wer=0.9, runtime_identical=0.9))
     rows, misses, _ = compare_runtimes(
         Path("export"), _candidates(tmp_path), clips, DECODING, settings, scratch=tmp_path / "scratch"
     )
@@ -397,16 +412,16 @@ def test_each_client_is_judged_by_its_own_tolerance(clips, monkeypatch, tmp_path
 
 
 def test_thirty_seconds_have_a_tolerance_of_their_own(clips, monkeypatch, tmp_path):
-    _fake_clients(monkeypatch, {("mezzavoce", "full"): lambda text: f"{text} {text}"})
-    for allowed, expected in ((1.0, []), (0.02, ["windows"])):
+    _fake_clients(monkeypatch, {("mezzavoce", "full"): lambda text: f"{text} more"})
+    for allowed, expected in ((0.9, []), (0.02, ["windows"])):
         settings = replace(SETTINGS, tolerance=Tolerance(full_window_wer=allowed))
         _, misses, cost = compare_runtimes(Path("export"), [], clips, DECODING, settings, scratch=tmp_path / "scratch")
         assert [miss.part for miss in misses] == expected
-        assert cost["wer"] == pytest.approx(1.0)
+        assert 0.02 < cost["wer"] < 0.9
 
 
 def test_plain_scores_are_those_of_words_where_words_are_written():
-    predictions = [_prediction("a", "one two", "one three"), _prediction("b", "你好", "你们", "zh")]
+    predictions = [_prediction("a", "red green", "red blue"), _prediction("b", "你好", "你们", "zh")]
     found = score_plainly([*predictions, replace(predictions[0], id="c", detected_language="de")])
     assert found["wer"] == 0.5
     assert found["language_accuracy"] == pytest.approx(2 / 3)

@@ -115,7 +115,7 @@ def join_clips(clips: GateClips, *, long_s: float) -> LongRecording:
     texts: list[str] = []
     for row in sorted(by_language[language], key=lambda row: row.id):
         length = sum(map(len, parts))
-        if length >= long_s * SAMPLING_RATE:
+        if length - len(pause) >= long_s * SAMPLING_RATE:
             break
         starts_s.append(length / SAMPLING_RATE)
         parts += [load_waveform(encoded(row.audio)), pause]

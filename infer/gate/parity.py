@@ -9,6 +9,7 @@ manifest against those of the artefact.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -284,7 +285,8 @@ def _manifest(artefact: Artefact, evaluation: Mapping[str, Any]) -> Part:
     if sha256 not in (None, artefact.sha256):
         misses.append(f"the manifest's figures are of other weights ({sha256[:12]}, these are {artefact.sha256[:12]})")
     is_same = claimed.get("set", {}).get("sha256") == evaluation["set"]["sha256"]
-    if is_same and claimed.get("decoding") == evaluation["decoding"]:
+    # As JSON, where a tuple has become a list.
+    if is_same and claimed.get("decoding") == json.loads(json.dumps(evaluation["decoding"])):
         for name in ("wer", "cer"):
             said, found = claimed["overall"].get(name), evaluation["overall"].get(name)
             if said != found:
