@@ -11,7 +11,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from infer.compare.arithmetic import ARITHMETICS
-from scripts import compare_precision, evaluate, export, sweep_strength, transcribe
+from infer.export.hub import HubSettings
+from infer.gate.settings import GateSettings
+from scripts import compare_precision, evaluate, export, gate, sweep_strength, transcribe
 from scripts.settings import (
     CONF,
     ENVIRONMENT_NAMES,
@@ -28,6 +30,7 @@ from train.settings import TrainSettings
 
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "accelerate"]
 EVALUATE_ONLY = {"scoring"}
+GATE_ONLY = {"gate", "hub"}
 NEEDED = {  # what a data set of the hub cannot know
     "hub": ["dataset.hub.path=org/name"],
     "common_voice": ["dataset.hub.config=ar"],
@@ -78,6 +81,11 @@ def test_every_option_of_every_group_becomes_settings(group, option):
         overrides = [f"{group}={option}", "artefact=x", "dataset.test=t.jsonl"]
         assert evaluate.build_settings(compose_config("evaluate", overrides)).artefact == ("x",)
         return
+    if group in GATE_ONLY:
+        judged = gate.build_settings(compose_config("gate", [f"{group}={option}", "artefact=x"]))
+        # Defaults of the dataclasses serve tests and other callers; they must be those of YAML.
+        assert (judged.gate, judged.hub) == (GateSettings(), HubSettings())
+        return
     needed = NEEDED.get(option, []) if group == "dataset" else []
     settings = build_settings(compose_config("train", [f"{group}={option}", *needed]))
     assert isinstance(settings, TrainSettings)
@@ -89,7 +97,7 @@ def test_every_option_of_every_group_becomes_settings(group, option):
 
 
 def test_every_group_of_settings_has_its_folder_and_the_other_way_round():
-    folders = {group for group, _ in OPTIONS} - EVALUATE_ONLY
+    folders = {group for group, _ in OPTIONS} - EVALUATE_ONLY - GATE_ONLY
     assert folders == (GROUPS.keys() - {"run", "trainer"}) | {"experiment", "debug", "trainer"}
 
 

@@ -43,7 +43,7 @@ def publish(
     """Move every candidate to its place, or to `rejected/` beside it.
 
     Args:
-        candidates: as they were judged, beside their places on the same disk.
+        candidates: as they were judged, on the disk of their places, or there already.
         targets: the place of each, by name; what stands there is replaced when the new one is whole.
         record: of the gate.
         force: publish what missed, too, with a mark in the manifest.
@@ -89,6 +89,8 @@ def _reason_name(path: Path) -> str:
 
 def _move(source: Path, target: Path) -> None:
     """Put a file or a folder in place of another; the old one is gone only when the new one stands there."""
+    if source == target:
+        return
     retired = target.with_name(f".old-{target.name}-{uuid.uuid4().hex[:8]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
