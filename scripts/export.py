@@ -1,19 +1,26 @@
-"""Export a finished run again, such as in FP32 to compare with; training writes the FP16 artefact by itself.
+"""Export a finished run: again, in FP32 to compare with, or through the gate before others take it for the model.
 
 python scripts/export.py run.dir=runs/demo export.dir=runs/demo/export-fp32 export.dtype=fp32
+python scripts/export.py run.dir=runs/demo export.dir=runs/demo/published dataset.test=test.jsonl
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 if not __package__:  # run by path: scripts/ would hide the package `train` and the library `evaluate`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
+from data.settings import DatasetSettings
+from infer.decode_settings import DecodeSettings
+from infer.export.hub import HubSettings
+from infer.gate.settings import GateSettings
+from scripts.gated import export_through_gate
 from scripts.settings import SettingsError, build, entry_point, to_plain
 from scripts.train import settings_from_plain
 from train.export import DTYPES, export_run
@@ -47,6 +54,14 @@ class ExportSettings:
     run: FinishedRun
     export: TargetSettings
     formats: tuple[str, ...] = ("hf",)
+    gate: GateSettings = field(default_factory=lambda: GateSettings(enabled=False))
+    """Judged where there are held-out clips."""
+    dataset: DatasetSettings | None = None
+    """Only `test` is looked at; without one, the gate takes the held-out sets of the run."""
+    decoding: DecodeSettings = field(default_factory=DecodeSettings)
+    force: bool = False
+    """Publish what misses its tolerance, with a mark."""
+    hub: HubSettings = field(default_factory=HubSettings)
 
     def __post_init__(self) -> None:
         if self.formats != ("hf",):
@@ -88,7 +103,20 @@ def read_run(run_dir: Path) -> TrainSettings:
 @entry_point("export")
 def main(config: DictConfig) -> int:
     """Export."""
-    print(f"artefact: {export(build(ExportSettings, to_plain(config), path='export'))}")
+    settings = build(ExportSettings, to_plain(config), path="export")
+    if settings.gate.enabled and settings.export.dtype == "fp16":
+        return export_through_gate(
+            read_run(Path(settings.run.dir)),
+            Path(settings.export.dir),
+            step=settings.export.step,
+            sources=() if settings.dataset is None else settings.dataset.sources("test"),
+            decoding=settings.decoding,
+            gate=settings.gate,
+            force=settings.force,
+            hub=settings.hub,
+            console=Console(width=None if sys.stdout.isatty() else 160),
+        )
+    print(f"artefact: {export(settings)}")
     return 0
 
 
