@@ -141,11 +141,11 @@ def show(record: Mapping[str, Any], console: Console) -> None:
 
 
 def finish(
-    artefact: Path,
+    artefact: Path | None,
     record: Mapping[str, Any],
     done: Published,
     *,
-    report_dir: Path | None,
+    report_dir: Path,
     training: Mapping[str, Any] | None,
     hub: HubSettings,
     console: Console,
@@ -153,10 +153,10 @@ def finish(
     """Write the record and the card, push where asked, say where everything went, and return the exit code.
 
     Args:
-        artefact: where the artefact is now, published or rejected.
+        artefact: where the artefact is now, published or rejected; None where it was not exported.
         record: of the gate.
         done: what went where.
-        report_dir: for `gate.json` and `gate.md`; None takes the artefact's folder.
+        report_dir: for `gate.json` and `gate.md`.
         training: configuration of the run, for the card.
         hub: whether to push.
         console: where it is said.
@@ -164,8 +164,8 @@ def finish(
     Raises:
         RuntimeError: if what was rejected is to be pushed, or the hub refuses.
     """
-    table = write_record(report_dir or artefact, record)
-    if (artefact / RECORD_NAME).is_file():
+    table = write_record(report_dir, record)
+    if artefact is not None and (artefact / RECORD_NAME).is_file():
         write_card(artefact, training=training, gate={**record, "forced": done.is_forced}, license_name=hub.license)
     for name, path in done.published.items():
         console.print(f"published: {name}: {path}", soft_wrap=True, highlight=False)
@@ -173,7 +173,7 @@ def finish(
         console.print(f"rejected: {name}: {path}; force=true publishes it with a mark", soft_wrap=True, style="red")
     console.print(f"table: {table}", soft_wrap=True, highlight=False)
     if hub.push:
-        if "hf" in done.rejected or (record["verdict"] != "passed" and not done.is_forced):
+        if artefact is None or "hf" in done.rejected or (record["verdict"] != "passed" and not done.is_forced):
             raise RuntimeError("what missed its tolerance is not pushed; mend it, or type force=true")
         pushed = push_folder(artefact, hub)
         console.print(f"pushed: {pushed.repo}, {len(pushed.files)} files, {len(pushed.kept_back)} kept back")
@@ -199,9 +199,10 @@ def main(config: DictConfig) -> int:
     missed = record["verdict"] != "passed"
     done = Published({c.name: c.path for c in candidates}, {}, False)
     if request.reject:
-        done = publish(candidates, {c.name: c.path for c in candidates}, record, force=request.force)
+        places = {c.name: c.path for c in candidates}
+        done = publish(candidates, places, record, artefact=artefact, force=request.force)
     place = done.rejected.get("hf", artefact)
-    report_dir = None if request.report.dir is None else Path(request.report.dir)
+    report_dir = place if request.report.dir is None else Path(request.report.dir)
     code = finish(
         place, record, done, report_dir=report_dir, training=read_training(artefact), hub=request.hub, console=console
     )

@@ -1,103 +1,101 @@
-"""An export that is judged before it stands in its place: made beside it, moved there, or to `rejected/`."""
+"""The gate within an export: clips and masters are found, and all is judged where it was built, before it is moved."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
 from data.sources import Source
-from infer.artefact import RejectedError
 from infer.decode_settings import DecodeSettings
 from infer.doctor.folder import Weights
 from infer.export.hub import HubSettings
-from infer.gate.publish import REJECTED, publish
+from infer.gate.publish import publish
 from infer.gate.runtimes import Candidate
 from infer.gate.settings import GateSettings
-from scripts.gate import finish, judge
+from scripts.gate import finish, judge, read_training
 from train.export import DTYPES, export_run
 from train.settings import TrainSettings
 
 
-def export_through_gate(
-    run: TrainSettings,
-    target: Path,
-    *,
-    step: int | None,
-    sources: Sequence[Source],
+def find_clips(given: Sequence[Source], run: TrainSettings | None, artefact: Path) -> tuple[Source, ...]:
+    """Return the held-out sets that were given, else those of the run: its test sets, or what chose its best step.
+
+    Args:
+        given: of the command.
+        run: that is exported, if it is one.
+        artefact: whose run is looked for beside it.
+    """
+    if given:
+        return tuple(given)
+    if run is not None:
+        return run.dataset.sources("test") or run.dataset.sources("validation")
+    dataset = (read_training(artefact) or {}).get("dataset") or {}
+    return tuple(
+        Source(entry) for entry in dataset.get("test") or dataset.get("validation") or [] if isinstance(entry, str)
+    )
+
+
+def open_masters(
+    run: TrainSettings | None, step: int | None, given: str | None, staged: Path
+) -> Mapping[str, Tensor] | None:
+    """Return the FP32 weights: of the run's checkpoint, never from what is judged; or of a folder; None if unknown.
+
+    Args:
+        run: that is exported, if it is one.
+        step: of the checkpoint.
+        given: a folder with FP32 weights.
+        staged: where those of a run are kept for as long as the gate takes.
+    """
+    if run is not None:
+        return Weights.open(export_run(run, staged / "masters", dtype=DTYPES["fp32"], step=step))
+    return None if given is None else Weights.open(Path(given))
+
+
+def judge_and_publish(
+    artefact: Path,
+    candidates: Sequence[Candidate],
+    targets: Mapping[str, Path],
+    clips: Sequence[Source],
     decoding: DecodeSettings,
     gate: GateSettings,
+    *,
+    masters: Mapping[str, Tensor] | None,
+    run: TrainSettings | None,
+    report_dir: Path,
     force: bool,
     hub: HubSettings,
     console: Console,
-    others: Mapping[str, tuple[Candidate, Path]] | None = None,
 ) -> int:
-    """Export a run in FP16, judge it, publish or reject it, and return the exit code.
-
-    The FP32 weights that it is held against are exported beside it for as long as that takes: they are read from the
-    checkpoint, never from what is judged.
+    """Judge what was built, move it to its place or to `rejected/`, and return the exit code.
 
     Args:
-        run: settings of the run.
-        target: where the artefact goes.
-        step: of the checkpoint; None takes the one that was exported.
-        sources: held-out sets; none takes those of the run.
+        artefact: in FP16, that all was made of.
+        candidates: what was built, in the staging folder.
+        targets: the place of each.
+        clips: held-out sets.
         decoding: the profile for every runtime.
         gate: what passes.
+        masters: FP32 weights, if they are known.
+        run: for the card.
+        report_dir: for `gate.json` and `gate.md`.
         force: publish what missed, with a mark.
         hub: whether to push.
         console: where it is said.
-        others: further formats by name: what was made, and where it goes.
-
-    Raises:
-        FileNotFoundError: if the run is not finished, or has no such checkpoint.
-        ValueError: if there are no held-out clips.
-        RejectedError: if the weights do not fit FP16; the reason then stands in `rejected/`.
     """
-    clips = sources or held_out_of(run)
-    if not clips:
-        raise ValueError("the gate needs held-out clips; type dataset.test=test.jsonl, or gate.enabled=false")
-    staging = target.parent / f".gate-{target.name}-{uuid.uuid4().hex[:8]}"
-    staging.mkdir(parents=True)
-    try:
-        console.print("exporting in FP16, and in FP32 to compare with", highlight=False)
-        made = export_run(run, staging / target.name, dtype=DTYPES["fp16"], step=step)
-        masters = export_run(run, staging / "masters", dtype=DTYPES["fp32"], step=step)
-        candidates = [Candidate("hf", "hf", "float16", made)]
-        targets = {"hf": target}
-        for name, (candidate, place) in (others or {}).items():
-            candidates.append(candidate)
-            targets[name] = place
-        record = judge(made, candidates, clips, decoding, gate, masters=Weights.open(masters), console=console)
-        done = publish(candidates, targets, record, force=force)
-    except RejectedError:
-        _keep_reason(staging, target)
-        raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    place = done.rejected.get("hf", target)
-    return finish(place, record, done, report_dir=None, training=_plain(run), hub=hub, console=console)
-
-
-def held_out_of(run: TrainSettings) -> tuple[Source, ...]:
-    """Return the test sets of a run, or where it has none, those that chose its best step."""
-    return run.dataset.sources("test") or run.dataset.sources("validation")
-
-
-def _plain(run: TrainSettings) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(run.config, default=str))
-    return found
-
-
-def _keep_reason(staging: Path, target: Path) -> None:
-    """Put the reason beside the target: what does not fit FP16 was never written."""
-    reason = staging / REJECTED / "reason.json"
-    if reason.is_file():
-        place = target.parent / REJECTED
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.move(str(reason), str(place / "reason.json"))
+    record = judge(artefact, candidates, clips, decoding, gate, masters=masters, console=console)
+    done = publish(candidates, targets, record, artefact=artefact, force=force)
+    training: dict[str, Any] | None = None if run is None else json.loads(json.dumps(run.config, default=str))
+    return finish(
+        done.rejected.get("hf") or done.published.get("hf"),
+        record,
+        done,
+        report_dir=report_dir,
+        training=training,
+        hub=hub,
+        console=console,
+    )

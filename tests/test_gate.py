@@ -448,7 +448,7 @@ def test_what_missed_is_rejected_with_its_reason_and_the_rest_is_published(tmp_p
     (tmp_path / "out/hf").mkdir(parents=True)
     (tmp_path / "out/hf/old").write_text("old")
     misses = [Miss("runtime", "faster-whisper differs", ("ctranslate2",))]
-    done = publish(candidates, targets, _record(tmp_path, misses))
+    done = publish(candidates, targets, _record(tmp_path, misses), artefact=candidates[0].path)
     assert done.exit_code == 1
     assert set(done.rejected) == {"ctranslate2"}
     place = tmp_path / "out/rejected/ctranslate2"

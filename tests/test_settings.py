@@ -248,6 +248,7 @@ def test_the_fixed_keys_of_the_other_programs_exist():
     for name, overrides in [
         ("transcribe", ["artefact=a", "audio=x.wav", "formats=[txt]", "infer.compute=fp32"]),
         ("export", ["run.dir=r", "export.dir=e", "formats=[hf]"]),
+        ("export", ["artefact=a", "formats=[onnx,ggml]", "options.onnx.int8=true", "options.ggml.stored=q5_0"]),
     ]:
         verify_overrides(name, overrides)
         to_plain(compose_config(name, overrides))

@@ -38,7 +38,12 @@ class Published:
 
 
 def publish(
-    candidates: Sequence[Candidate], targets: Mapping[str, Path], record: Mapping[str, Any], *, force: bool = False
+    candidates: Sequence[Candidate],
+    targets: Mapping[str, Path],
+    record: Mapping[str, Any],
+    *,
+    artefact: Path | None = None,
+    force: bool = False,
 ) -> Published:
     """Move every candidate to its place, or to `rejected/` beside it.
 
@@ -46,6 +51,7 @@ def publish(
         candidates: as they were judged, on the disk of their places, or there already.
         targets: the place of each, by name; what stands there is replaced when the new one is whole.
         record: of the gate.
+        artefact: the candidate whose figures the record holds; they go into its manifest.
         force: publish what missed, too, with a mark in the manifest.
 
     Raises:
@@ -68,9 +74,8 @@ def publish(
             continue
         is_forced = is_forced or bool(reasons)
         if (candidate.path / RECORD_NAME).is_file():
-            evaluation = (
-                {"evaluation": record["evaluation"]} if candidate.format == "hf" and record["evaluation"] else {}
-            )
+            is_judged = candidate.path == artefact and bool(record["evaluation"])
+            evaluation = {"evaluation": record["evaluation"]} if is_judged else {}
             amend_record(candidate.path, gate=mark, **evaluation)
         _move(candidate.path, target)
         published[candidate.name] = target
