@@ -68,7 +68,9 @@ def convert_to_ggml(artefact_dir: Path, target_file: Path, *, stored: str = "f16
     config = WhisperConfig.from_pretrained(str(artefact_dir))
     width = config.d_model * num_copies(config)
     if stored != "f16" and width % BLOCK:
-        raise ValueError(f"the width {width} is not a multiple of {BLOCK}, which stored={stored} needs; give stored=f16")
+        raise ValueError(
+            f"the width {width} is not a multiple of {BLOCK}, which stored={stored} needs; give stored=f16"
+        )
     tokenizer = load_tokenizer(artefact_dir)
     layout = openai_layout(tokenizer, config.vocab_size)
     words = token_bytes(tokenizer, layout.num_text)
