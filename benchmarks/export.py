@@ -189,7 +189,8 @@ def judge(found: Mapping[str, Any], rows: Sequence[Row], reference: Mapping[str,
 def render_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of runtimes as it stands in the README."""
     lines = [
-        "| runtime | windows | file, MB | error, % | to ours, points | same text, % | language, % | p50, ms | RTFx | memory, MB |",
+        "| runtime | windows | file, MB | error, % | to ours, points | same text, % | language, % "
+        "| p50, ms | RTFx | memory, MB |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -18,7 +16,7 @@ import numpy as np
 import soundfile as sf
 import torch
 from transformers import AddedToken, GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
-from transformers.convert_slow_tokenizer import TikTokenConverter, bytes_to_unicode
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from benchmarks.environment import PROJECT
 from data.labels import special_id
@@ -36,29 +34,16 @@ MELS, VOCABULARY = 128, 51_866  # of large-v3
 
 def openai_tokenizer() -> WhisperTokenizer:
     """Return large-v3's tokenizer, built from the ranks that openai-whisper carries."""
-    ranks = {}
-    for line in (files("whisper") / "assets/multilingual.tiktoken").read_text(encoding="utf-8").splitlines():
-        if line:
-            token, rank = line.split()
-            ranks[base64.b64decode(token)] = int(rank)
-    to_unicode = bytes_to_unicode()
-    spelt = {token: "".join(to_unicode[byte] for byte in token) for token in ranks}
-    _, merges = TikTokenConverter.extract_vocab_merges_from_model(_Ranks(), ranks)
+    file = str(files("whisper") / "assets/multilingual.tiktoken")
+    vocabulary, merges = TikTokenConverter(file).extract_vocab_merges_from_model(file)
     tokenizer: WhisperTokenizer = WhisperTokenizer(
-        vocab={spelt[token]: rank for token, rank in ranks.items()},
+        vocab=vocabulary,
         merges=[tuple(merge) for merge in merges],
         additional_special_tokens=[AddedToken(token, special=True, normalized=False) for token in special_tokens()[1:]],
         model_max_length=448,
         pad_token="<|endoftext|>",
     )
     return tokenizer
-
-
-class _Ranks(TikTokenConverter):
-    """The converter without a file: the ranks are given."""
-
-    def __init__(self) -> None:
-        pass
 
 
 def write_random(folder: Path, *, layers: int, width: int, heads: int) -> Path:
@@ -161,7 +146,9 @@ def _export_here(name: str, artefact: str, target: str, changes: str) -> None:
 
 
 def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the most that this program held; `ru_maxrss` would begin with the memory of the process that started it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 if __name__ == "__main__":
