@@ -7,7 +7,6 @@ ones, so `infer.compute=auto` there computes in FP32 over the FP16 weights.
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -34,9 +32,11 @@ from transformers import (
 from data.labels import special_id
 from data.windows import Windows, build_windows, full_windows
 from infer.encoder import WindowedWhisper
+from infer.weights import WEIGHTS_NAME, file_sha256, save_weights, stored_dtype, weight_files, weights_sha256
+
+__all__ = ["WEIGHTS_NAME", "Artefact", "RejectedError", "file_sha256", "load_artefact", "write_artefact"]
 
 RECORD_NAME = "mezzavoce.json"
-WEIGHTS_NAME = "model.safetensors"
 FP16_MAX = 65504.0  # largest finite FP16; a weight beyond it becomes infinite
 MAX_FLUSHED_SHARE = 1e-5  # of the non-zero weights, that may become zero in FP16
 NUM_FLUSHED_ALLOWED = 16  # in any case; of a small model one weight is more than the share
@@ -119,8 +119,7 @@ def load_artefact(path: Path | str, *, compute: str = "auto", device: torch.devi
         if not (path / name).is_file():
             what = "is not a folder" if not path.is_dir() else f"has no {name}"
             raise FileNotFoundError(f"{path} {what}; artefact= takes the export/ folder of a run")
-    weights = path / WEIGHTS_NAME
-    if not weights.is_file() and not (path / f"{WEIGHTS_NAME}.index.json").is_file():
+    if not weight_files(path):
         raise FileNotFoundError(f"{path} has no {WEIGHTS_NAME}; pickled weights (.bin, .pt) are never loaded")
     record = json.loads((path / RECORD_NAME).read_text()) if (path / RECORD_NAME).is_file() else {}
     _verify_hashes(path, record)
@@ -138,8 +137,8 @@ def load_artefact(path: Path | str, *, compute: str = "auto", device: torch.devi
         model=model,
         tokenizer=tokenizer,
         windows=windows,
-        sha256=record.get("files", {}).get(WEIGHTS_NAME) or (file_sha256(weights) if weights.is_file() else ""),
-        stored=str(record.get("stored") or _stored_dtype(weights)),
+        sha256=weights_sha256(path, record.get("files")),
+        stored=str(record.get("stored") or stored_dtype(path)),
         compute=str(dtype).removeprefix("torch."),
         reason=reason,
         record=record,
@@ -222,6 +221,7 @@ def write_artefact(
     tokenizer: PreTrainedTokenizerBase,
     windows: Windows,
     record: Mapping[str, Any],
+    max_shard_gib: float | None = None,
 ) -> Path:
     """Write a complete folder beside the target, then move it into place.
 
@@ -233,6 +233,7 @@ def write_artefact(
         tokenizer: with Whisper's special tokens.
         windows: rule that the model was trained with.
         record: further facts for `mezzavoce.json`.
+        max_shard_gib: of one file of weights; None writes one file in any case.
 
     Returns:
         `target`.
@@ -241,16 +242,15 @@ def write_artefact(
         RuntimeError: if the folder cannot be written.
     """
     target = Path(target)
-    stored = {name: tensor for name, tensor in state.items() if name not in TIED_NAMES}
-    dtype = next(iter(stored.values())).dtype
+    dtype = next(iter(state.values())).dtype
     temporary = target.parent / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
     try:
         temporary.mkdir(parents=True)
-        save_file(stored, str(temporary / WEIGHTS_NAME), metadata={"format": "pt"})
+        save_weights(temporary, state, left_out=TIED_NAMES, max_shard_gib=max_shard_gib)
         _write_configs(temporary, config, generation_config, dtype)
         _write_processor(temporary, config, tokenizer)
         _finish_record(temporary, record, windows, dtype)
-        _replace_folder(temporary, target)
+        replace_folder(temporary, target)
     except BaseException as e:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(e, OSError | SafetensorError):  # the latter is how safetensors reports a full disk
@@ -313,7 +313,8 @@ def _finish_record(folder: Path, record: Mapping[str, Any], windows: Windows, dt
             os.fsync(handle.fileno())
 
 
-def _replace_folder(temporary: Path, target: Path) -> None:
+def replace_folder(temporary: Path, target: Path) -> None:
+    """Move a whole folder into place; one that is there goes only when the new one stands."""
     if target.exists():
         retired = target.parent / f".old-{target.name}-{uuid.uuid4().hex[:8]}"
         target.rename(retired)
@@ -341,12 +342,6 @@ def amend_record(path: Path, **facts: Any) -> None:
     os.replace(temporary, file)
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _verify_hashes(path: Path, record: Mapping[str, Any]) -> None:
     for name, expected in record.get("files", {}).items():
         file = path / name
@@ -354,12 +349,3 @@ def _verify_hashes(path: Path, record: Mapping[str, Any]) -> None:
             raise FileNotFoundError(f"{file} is missing; {RECORD_NAME} lists it: copy the whole folder again")
         if file_sha256(file) != expected:
             raise ValueError(f"{file} is not the file that was exported (SHA-256 differs); copy the whole folder again")
-
-
-def _stored_dtype(weights: Path) -> str:
-    if not weights.is_file():
-        return "unknown"
-    with safe_open(str(weights), framework="pt") as file:
-        dtypes = {str(file.get_slice(name).get_dtype()) for name in list(file.keys())}
-    names = {"F16": "float16", "F32": "float32", "BF16": "bfloat16"}
-    return "+".join(sorted(names.get(dtype, dtype) for dtype in dtypes))

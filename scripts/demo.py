@@ -105,10 +105,8 @@ def run_demo(overrides: list[str], *, console: Console) -> dict[str, Any]:
     }
     console.rule("4  the FP32 masters, to compare with")
     master_dir = run_dir / "export-fp32"
-    clock.run(
-        "compare with FP32",
-        lambda: export(ExportSettings(FinishedRun(str(run_dir)), TargetSettings(str(master_dir), "fp32"))),
-    )
+    in_fp32 = ExportSettings(FinishedRun(str(run_dir)), TargetSettings(str(master_dir), "fp32"))
+    clock.run("compare with FP32", lambda: export(in_fp32, console=console))
     master = {
         d: clock.run("compare with FP32", lambda d=d: score(master_dir, d, run_dir / "report-fp32" / d, console))
         for d in DOMAINS

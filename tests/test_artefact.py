@@ -306,12 +306,12 @@ def _full_disk_in_rust(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
-        ("save_file", _full_disk),
-        ("save_file", _full_disk_in_rust),
+        ("save_weights", _full_disk),
+        ("save_weights", _full_disk_in_rust),
         ("_write_configs", _full_disk),
         ("_write_processor", _full_disk),
         ("_finish_record", _full_disk),
-        ("_replace_folder", _full_disk),
+        ("replace_folder", _full_disk),
     ],
 )
 @pytest.mark.parametrize("is_there", [True, False])

@@ -166,7 +166,10 @@ def test_a_run_exported_again_in_fp32_rounds_to_its_artefact(artefact_dir: Path,
     small = ["tracker=none", "window.edges_s=[1,3,30]", "trainer.micro_batch_size=4", "trainer.max_steps=2"]
     rest = ["trainer.num_workers=0", "trainer.eval_every_steps=0", "window.full_share=0", f"run.dir={tmp_path / 'run'}"]
     run_training(build_settings(compose_config("train", [*overrides, *small, *rest])))
-    target = export(ExportSettings(FinishedRun(str(tmp_path / "run")), TargetSettings(str(tmp_path / "fp32"), "fp32")))
+    settings = ExportSettings(FinishedRun(str(tmp_path / "run")), TargetSettings(str(tmp_path / "fp32"), "fp32"))
+    (exported,) = export(settings, console=QUIET)
+    target = tmp_path / "fp32"
+    assert exported.path == target
     full, half = load_file(target / "model.safetensors"), load_file(tmp_path / "run/export/model.safetensors")
     assert {tensor.dtype for tensor in full.values()} == {torch.float32}
     assert full.keys() == half.keys()

@@ -11,7 +11,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from infer.compare.arithmetic import ARITHMETICS
-from scripts import compare_precision, evaluate, export, serve, sweep_strength, transcribe
+from infer.export.hub import HubSettings
+from infer.gate.settings import GateSettings
+from scripts import compare_precision, evaluate, export, gate, serve, sweep_strength, transcribe
 from scripts.settings import (
     CONF,
     ENVIRONMENT_NAMES,
@@ -29,6 +31,7 @@ from train.settings import TrainSettings
 
 OPTIONS = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml")) if p.parent.name not in OTHER_FOLDERS]
 EVALUATE_ONLY = {"scoring"}
+GATE_ONLY = {"gate", "hub"}
 NEEDED = {  # what a data set of the hub cannot know
     "hub": ["dataset.hub.path=org/name"],
     "common_voice": ["dataset.hub.config=ar"],
@@ -79,6 +82,11 @@ def test_every_option_of_every_group_becomes_settings(group, option):
         overrides = [f"{group}={option}", "artefact=x", "dataset.test=t.jsonl"]
         assert evaluate.build_settings(compose_config("evaluate", overrides)).artefact == ("x",)
         return
+    if group in GATE_ONLY:
+        judged = gate.build_settings(compose_config("gate", [f"{group}={option}", "artefact=x"]))
+        # Defaults of the dataclasses serve tests and other callers; they must be those of YAML.
+        assert (judged.gate, judged.hub) == (GateSettings(), HubSettings())
+        return
     needed = NEEDED.get(option, []) if group == "dataset" else []
     settings = build_settings(compose_config("train", [f"{group}={option}", *needed]))
     assert isinstance(settings, TrainSettings)
@@ -90,7 +98,7 @@ def test_every_option_of_every_group_becomes_settings(group, option):
 
 
 def test_every_group_of_settings_has_its_folder_and_the_other_way_round():
-    folders = {group for group, _ in OPTIONS} - EVALUATE_ONLY
+    folders = {group for group, _ in OPTIONS} - EVALUATE_ONLY - GATE_ONLY
     assert folders == (GROUPS.keys() - {"run", "trainer"}) | {"experiment", "debug", "trainer"}
 
 
@@ -246,6 +254,7 @@ def test_the_fixed_keys_of_the_other_programs_exist():
     for name, overrides in [
         ("transcribe", ["artefact=a", "audio=x.wav", "formats=[txt]", "infer.compute=fp32"]),
         ("export", ["run.dir=r", "export.dir=e", "formats=[hf]"]),
+        ("export", ["artefact=a", "formats=[onnx,ggml]", "options.onnx.int8=true", "options.ggml.stored=q5_0"]),
     ]:
         verify_overrides(name, overrides)
         to_plain(compose_config(name, overrides))

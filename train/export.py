@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,39 @@ import torch
 from torch import Tensor
 
 from infer.artefact import RejectedError, cast_to_half, write_artefact
+from infer.encoder import WindowedWhisper
+from infer.export.hf import DTYPES, Recast
 from train.adapters import choose_trainable, merged_state
 from train.checkpoint import load_checkpoint
 from train.half import HalfCopy
 from train.model import load_model
 from train.settings import TrainSettings
 
-DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+__all__ = ["DTYPES", "export_run", "export_weights"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, loaded at one step."""
+
+    whisper: WindowedWhisper
+    """Base weights and what learnt, adapters apart."""
+    average: Mapping[str, Tensor] | None
+    """What stands in for the trainable parameters, if a moving average was kept."""
+    shape: HalfCopy
+    """Configuration, tokenizer and windows."""
+    record: Mapping[str, Any]
+    """What `mezzavoce.json` says of the training."""
 
 
 def export_weights(
-    target: Path, state: Mapping[str, Tensor], shape: HalfCopy, *, dtype: torch.dtype, record: Mapping[str, Any]
+    target: Path,
+    state: Mapping[str, Tensor],
+    shape: HalfCopy,
+    *,
+    dtype: torch.dtype,
+    record: Mapping[str, Any],
+    max_shard_gib: float | None = None,
 ) -> Path:
     """Write FP32 weights as an artefact.
 
@@ -30,22 +53,23 @@ def export_weights(
         target: the folder.
         state: name to FP32 tensor, adapters merged.
         shape: holds configuration, tokenizer and windows.
-        dtype: FP16 to ship, FP32 to compare with.
+        dtype: FP16 to ship, FP32 to compare with, BF16 for those who ask for it.
         record: for `mezzavoce.json`.
+        max_shard_gib: of one file of weights; None writes one file in any case.
 
     Raises:
         RejectedError: if the weights do not fit FP16; the reason then stands in `rejected/` beside the target.
     """
     if dtype == torch.float16:
         try:
-            stored = cast_to_half(state)
+            stored: Mapping[str, Tensor] = cast_to_half(state)
         except RejectedError as e:
             rejected = target.parent / "rejected"
             rejected.mkdir(parents=True, exist_ok=True)
             write_json(rejected / "reason.json", {**record, "reason": str(e)})
             raise
     else:
-        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        stored = Recast(state, lambda tensor: tensor.detach().to("cpu", dtype).contiguous())
     return write_artefact(
         target,
         stored,
@@ -54,6 +78,7 @@ def export_weights(
         tokenizer=shape.tokenizer,
         windows=shape.windows,
         record=record,
+        max_shard_gib=max_shard_gib,
     )
 
 
@@ -87,13 +112,36 @@ def describe_run(
     }
 
 
-def export_run(settings: TrainSettings, target: Path, *, dtype: torch.dtype, step: int | None = None) -> Path:
+def export_run(
+    settings: TrainSettings,
+    target: Path,
+    *,
+    dtype: torch.dtype,
+    step: int | None = None,
+    max_shard_gib: float | None = None,
+) -> Path:
     """Export a finished run again, such as in FP32 to compare with.
 
     Args:
         settings: of the run, as kept in its `config.yaml`.
         target: the folder.
         dtype: what to store.
+        step: of the checkpoint; None takes the one that was exported.
+        max_shard_gib: of one file of weights; None writes one file in any case.
+
+    Raises:
+        FileNotFoundError: if the run is not finished, or has no such checkpoint.
+    """
+    trained = load_trained(settings, step=step)
+    state = merged_state(trained.whisper, replaced=trained.average)
+    return export_weights(target, state, trained.shape, dtype=dtype, record=trained.record, max_shard_gib=max_shard_gib)
+
+
+def load_trained(settings: TrainSettings, *, step: int | None = None) -> Trained:
+    """Load a finished run in FP32.
+
+    Args:
+        settings: of the run, as kept in its `config.yaml`.
         step: of the checkpoint; None takes the one that was exported.
 
     Raises:
@@ -116,8 +164,6 @@ def export_run(settings: TrainSettings, target: Path, *, dtype: torch.dtype, ste
     parameters = dict(loaded.whisper.named_parameters())
     for name, tensor in checkpoint.model.items():
         parameters[name].data.copy_(tensor)
-    shape = HalfCopy(loaded.whisper, loaded.tokenizer, settings.window.windows(), device=torch.device("cpu"))
-    state = merged_state(loaded.whisper, replaced=checkpoint.average)
     record = describe_run(
         settings,
         origin,
@@ -125,7 +171,8 @@ def export_run(settings: TrainSettings, target: Path, *, dtype: torch.dtype, ste
         headline=checkpoint.state["progress"]["best_headline"],
         inexact=checkpoint.state["inexact"],
     )
-    return export_weights(target, state, shape, dtype=dtype, record=record)
+    shape = HalfCopy(loaded.whisper, loaded.tokenizer, settings.window.windows(), device=torch.device("cpu"))
+    return Trained(loaded.whisper, checkpoint.average, shape, record)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

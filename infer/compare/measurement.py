@@ -68,12 +68,13 @@ def measure_in_process(request: Request, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "infer.compare.measurement", str(question), str(answer)]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if finished.returncode != 0 or not answer.is_file():
-        return {"failed": _last_words(finished.stderr, finished.returncode)}
+        return {"failed": last_words(finished.stderr, finished.returncode)}
     found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     return found
 
 
-def _last_words(stderr: str, code: int) -> str:
+def last_words(stderr: str, code: int) -> str:
+    """Return why a process ended, from the last line that it wrote."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     why = lines[-1] if lines else "it said nothing"
     return f"the process ended with {code}: {why}"

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from infer.artefact import RECORD_NAME, WEIGHTS_NAME, file_sha256, refuse_remote_code
+import torch
+from torch import Tensor
+
+from infer.artefact import RECORD_NAME, refuse_remote_code, replace_folder
+from infer.weights import file_sha256, weights_sha256
 
 QUANTIZATIONS = ("float16", "float32", "int8", "int8_float16", "int8_float32")
 """What the weights are stored in; CTranslate2 casts them once more, when they are loaded, to what computes."""
 COPIED_FILES = ("tokenizer.json", "preprocessor_config.json")
 """Without these faster-whisper takes another model's tokenizer and 80 mel bins."""
+MULTILINGUAL_MARK = ""
+"""The token by which CTranslate2, and so faster-whisper, knows a multilingual model: OpenAI's vocabularies of all
+languages hold the empty text as a token, the English-only ones do not."""
+NEVER_SAID = -1e4
+"""Bias on a logit that makes its probability 0 in every arithmetic."""
 INSTALL = 'pip install "mezzavoce[runtimes]"'
 
 
@@ -35,8 +44,11 @@ def import_ctranslate2() -> ModuleType:
 def convert_to_ctranslate2(artefact_dir: Path, target: Path, *, quantization: str = "float16") -> Path:
     """Convert a Whisper folder, and return the folder of the result.
 
-    The weights are read in FP32 and stored once as asked: FP16 weights come out bit for bit as they went in. Windows
-    need nothing: CTranslate2's encoder takes any length up to 30 s, and the record carries the edges.
+    The weights are read as they are stored, and cast once as asked: FP16 weights come out bit for bit as they went in.
+    Windows need nothing: CTranslate2's encoder takes any length up to 30 s, and the record carries the edges.
+
+    A vocabulary that was learnt gets one token more, the empty text, which is never said: without it faster-whisper
+    takes the model for an English-only one, detects no language and names no task. OpenAI's vocabularies have it.
 
     Args:
         artefact_dir: ours, or any in Hugging Face's format with safetensors.
@@ -56,22 +68,46 @@ def convert_to_ctranslate2(artefact_dir: Path, target: Path, *, quantization: st
     refuse_remote_code(artefact_dir)
     _verify_alignment_heads(artefact_dir)
     import_ctranslate2()
-    from ctranslate2.converters import TransformersConverter
-
     temporary = target.parent / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        converter = TransformersConverter(str(artefact_dir), copy_files=list(COPIED_FILES))
-        converter.convert(str(temporary), quantization=quantization)
+        _convert(artefact_dir, temporary, quantization)
         _write_record(temporary, artefact_dir, quantization)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
+        replace_folder(temporary, target)
     except OSError as e:
         raise RuntimeError(f"cannot write {target}: {e.strerror or e}") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _convert(artefact_dir: Path, temporary: Path, quantization: str) -> None:
+    from ctranslate2.converters import TransformersConverter
+
+    generation = json.loads((artefact_dir / "generation_config.json").read_text(encoding="utf-8"))
+
+    class Converter(TransformersConverter):
+        def _load(self) -> Any:
+            spec = super()._load()
+            if generation.get("is_multilingual", True):
+                _mark_multilingual(spec)
+            return spec
+
+    converter = Converter(str(artefact_dir), copy_files=list(COPIED_FILES))
+    converter.convert(str(temporary), quantization=quantization)
+
+
+def _mark_multilingual(spec: Any) -> None:
+    """Add the mark at the end of the vocabulary, in place: a row of zeros, and a bias that keeps it from being said."""
+    tokens, decoder = spec._vocabulary, spec.decoder
+    if MULTILINGUAL_MARK in tokens:
+        return
+    weight: Tensor = decoder.embeddings.weight.detach()
+    longer = torch.cat([weight, weight.new_zeros(1, weight.shape[1])])
+    bias = weight.new_zeros(len(longer))
+    bias[-1] = NEVER_SAID
+    decoder.embeddings.weight, decoder.projection.weight, decoder.projection.bias = longer, longer, bias
+    spec.register_vocabulary([*tokens, MULTILINGUAL_MARK])
 
 
 def _verify_alignment_heads(artefact_dir: Path) -> None:
@@ -85,8 +121,7 @@ def _verify_alignment_heads(artefact_dir: Path) -> None:
 def _write_record(folder: Path, artefact_dir: Path, quantization: str) -> None:
     file = artefact_dir / RECORD_NAME
     record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    weights = artefact_dir / WEIGHTS_NAME
-    made_of = record.get("files", {}).get(WEIGHTS_NAME) or (file_sha256(weights) if weights.is_file() else "")
+    made_of = weights_sha256(artefact_dir, record.get("files"))
     content = {
         **{key: value for key, value in record.items() if key != "files"},
         "format": "ctranslate2",

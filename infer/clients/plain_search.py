@@ -1,0 +1,30 @@
+"""Which settings mean the same search in every client: the likeliest text, without times, silence rules or fallback."""
+
+from __future__ import annotations
+
+from infer.decoding import DecodeSettings
+
+
+def verify_plain_search(settings: DecodeSettings, program: str) -> None:
+    """Stop where the same settings would not mean the same search.
+
+    Args:
+        settings: how to decode.
+        program: that is asked, for the message.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    unlike = {
+        "timestamps": settings.timestamps,
+        "long_form": settings.long_form == "sequential",
+        "temperature": settings.temperature != (0.0,),
+        "no_speech_threshold": settings.no_speech_threshold is not None,
+        "max_repetitions": settings.max_repetitions is not None,
+    }
+    for name, is_unlike in unlike.items():
+        if is_unlike:
+            raise ValueError(
+                f"decoding.{name}={getattr(settings, name)} does not mean the same in {program}; "
+                "type decoding=greedy or decoding=beam5"
+            )
