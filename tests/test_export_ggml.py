@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from transformers import WhisperFeatureExtractor
 
 from data.windows import full_windows
