@@ -146,7 +146,7 @@ def _export_here(name: str, artefact: str, target: str, changes: str) -> None:
 
 
 def _peak_bytes() -> int:
-    """Return the most that this program held; `ru_maxrss` would begin with the memory of the process that started it."""
+    """Return the most that this program held; `ru_maxrss` would begin with what the starting process held."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 

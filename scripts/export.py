@@ -294,7 +294,8 @@ def publish(settings: ExportSettings, built: list[Exported]) -> list[Exported]:
             if item.path.is_dir():
                 replace_folder(item.path, target)
             else:
-                os.replace(item.path, target)
+                for beside in item.path.parent.glob(f"{item.path.stem}.*"):  # openai's ranks of a learnt vocabulary
+                    os.replace(beside, target.with_suffix(beside.suffix))
         except OSError as e:
             raise RuntimeError(f"cannot write {target}: {e.strerror or e}") from e
         published.append(dataclasses.replace(item, path=target))
