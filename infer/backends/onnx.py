@@ -1,8 +1,7 @@
-"""An artefact under ONNX Runtime, decoded by our own search and our own rules over its logits.
+"""An artefact under ONNX Runtime, decoded with the same settings and the same search as in torch.
 
-Only the arithmetic is ONNX Runtime's: `OnnxSteps` stands where `DecoderSteps` does.
-
-Shapes: `B` clips, `M` mel bins, `F` mel frames, `S` positions, `T` tokens, `D` width, `V` vocabulary.
+The graphs take the windows that the model was trained with. Shapes: `B` clips, `M` mel bins, `F` mel frames, `S`
+encoder positions, `T` positions given, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,12 +23,15 @@ from data.languages import LANGUAGE_CODES
 from data.windows import Windows, build_windows, full_windows
 from infer.artefact import RECORD_NAME, load_tokenizer
 from infer.backends.ctranslate2 import Shape
-from infer.confidence import compression_ratio
+from infer.decoder_steps import DecoderSteps
 from infer.decoding import EXTRA_TOKENS, MAX_TOKENS_PER_S, POSITIONS_PER_S, Decoded, DecodeSettings
-from infer.export.onnx import DECODER, ENCODER, INSTALL, WITH_PAST, cache_names
-from infer.reading import TokenReader
+from infer.export.onnx import DECODER, DECODER_WITH_PAST, ENCODER, INSTALL
+from infer.export.onnx_graphs import cache_names
 from infer.search import search
 from infer.token_rules import TokenRules
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "directml": "DmlExecutionProvider"}
+CACHES_PER_LAYER = 4  # keys and values of the tokens, keys and values of the encoder
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,16 @@ class OnnxArtefact:
     path: Path
     model: Shape
     encoder: Any
-    """The three are `onnxruntime.InferenceSession`."""
+    """Like the next two an `onnxruntime.InferenceSession`."""
     decoder: Any
-    with_past: Any
+    decoder_with_past: Any
     tokenizer: PreTrainedTokenizerBase
     windows: Windows
     sha256: str
     """Of the weights that it was made of."""
     stored: str
-    compute: str
+    provider: str
+    """As ONNX Runtime calls it."""
     reason: str
     suppress_tokens: tuple[int, ...]
     begin_suppress_tokens: tuple[int, ...]
@@ -58,135 +61,147 @@ class OnnxArtefact:
             "path": str(self.path),
             "sha256": self.sha256,
             "stored": self.stored,
-            "compute": self.compute,
-            "device": self.encoder.get_providers()[0],
+            "compute": self.stored,
+            "device": self.provider,
             "windows_s": list(self.windows.edges_s),
             "runtime": "onnxruntime",
         }
 
 
 def load_onnx(
-    folder: Path, artefact_dir: Path, *, provider: str = "CPUExecutionProvider", num_threads: int = 0
+    folder: Path, artefact_dir: Path | None = None, *, provider: str = "cpu", num_threads: int = 0
 ) -> OnnxArtefact:
     """Load a converted folder.
 
     Args:
         folder: from `convert_to_onnx`.
-        artefact_dir: whose tokenizer and configuration are read; the folder itself holds copies.
-        provider: as ONNX Runtime calls it, such as `CUDAExecutionProvider` or `DmlExecutionProvider`.
+        artefact_dir: whose tokenizer and configuration are read; None reads those in the folder, which are copies.
+        provider: a name in `PROVIDERS`, or as ONNX Runtime calls it.
         num_threads: on a CPU; 0 lets ONNX Runtime choose.
 
     Raises:
+        FileNotFoundError: if a graph is missing.
         RuntimeError: if ONNX Runtime is not installed, or was built without the provider.
     """
     try:
         import onnxruntime
     except ImportError as e:
         raise RuntimeError(f"ONNX Runtime is not installed ({e}); type {INSTALL}") from e
+    name = PROVIDERS.get(provider, provider)
     available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise RuntimeError(f"ONNX Runtime has no {provider} here; it has {', '.join(available)}")
+    if name not in available:  # it would go on with the CPU, in silence
+        raise RuntimeError(f"provider={provider}: this ONNX Runtime offers {', '.join(available)}")
+    for graph in (ENCODER, DECODER, DECODER_WITH_PAST):
+        if not (folder / graph).is_file():
+            raise FileNotFoundError(f"{folder} has no {graph}; type scripts/export.py formats=[onnx]")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
-    sessions = [
-        onnxruntime.InferenceSession(str(folder / name), options, providers=[provider])
-        for name in (ENCODER, DECODER, WITH_PAST)
-    ]
+    options.log_severity_level = 3
+    encoder, decoder, decoder_with_past = (
+        onnxruntime.InferenceSession(str(folder / graph), options, providers=[name])
+        for graph in (ENCODER, DECODER, DECODER_WITH_PAST)
+    )
     record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
-    generation = json.loads((artefact_dir / "generation_config.json").read_text(encoding="utf-8"))
-    dtype = torch.float16 if record["stored"] == "fp16" else torch.float32
+    described = artefact_dir or folder
+    generation = json.loads((described / "generation_config.json").read_text(encoding="utf-8"))
     return OnnxArtefact(
         path=folder,
-        model=Shape(WhisperConfig.from_pretrained(str(artefact_dir)), torch.device("cpu"), dtype),
-        encoder=sessions[0],
-        decoder=sessions[1],
-        with_past=sessions[2],
-        tokenizer=load_tokenizer(artefact_dir),
+        model=Shape(WhisperConfig.from_pretrained(str(described)), torch.device("cpu"), torch.float32),
+        encoder=encoder,
+        decoder=decoder,
+        decoder_with_past=decoder_with_past,
+        tokenizer=load_tokenizer(described),
         windows=build_windows(record["windows_s"]) if record.get("windows_s") else full_windows(),
         sha256=record["made_of"]["sha256"],
         stored=record["stored"],
-        compute=record["stored"],
-        reason=f"ONNX Runtime, {provider}",
+        provider=name,
+        reason="ONNX Runtime",
         suppress_tokens=tuple(generation.get("suppress_tokens") or ()),
         begin_suppress_tokens=tuple(generation.get("begin_suppress_tokens") or ()),
     )
 
 
 class OnnxSteps:
-    """A batch of rows on its way through the decoder; has what `search` asks of `DecoderSteps`."""
+    """A batch of rows on its way through the graphs; stands where `DecoderSteps` does in `search`."""
 
     def __init__(self, artefact: OnnxArtefact, hidden: np.ndarray[Any, Any]) -> None:
-        """Take (B, S, D) from the encoder."""
+        """Remember the (B, S, D) states of the encoder; nothing is computed before the first tokens."""
         self._artefact = artefact
-        self._hidden = hidden
-        self._caches: dict[str, np.ndarray[Any, Any]] = {}
+        self._hidden: np.ndarray[Any, Any] | None = hidden
+        self._caches: list[np.ndarray[Any, Any]] = []
         self.length = 0
 
     def advance(self, tokens: Tensor) -> Tensor:
-        """Give each row its next tokens, (B, T), and return (B, T, V) logits."""
-        ids = tokens.numpy()
-        layers = self._artefact.model.config.decoder_layers
-        if self.length == 0:
-            fed = {"input_ids": ids, "encoder_hidden_states": self._hidden}
-            logits, *caches = self._artefact.decoder.run(None, fed)
-            names = cache_names(layers, "past_key_values")
-        else:
-            logits, *caches = self._artefact.with_past.run(None, {"input_ids": ids, **self._caches})
-            names = cache_names(layers, "past_key_values", ("decoder",))
-        self._caches.update(zip(names, caches, strict=True))
+        """Give each row its next (B, T) tokens and return (B, T, V) logits."""
+        ids = np.ascontiguousarray(tokens.numpy(), dtype=np.int64)
         self.length += ids.shape[1]
+        if self._hidden is not None:
+            feed = {"input_ids": ids, "encoder_hidden_states": self._hidden}
+            logits, *self._caches = self._artefact.decoder.run(None, feed)
+            self._hidden = None
+            return torch.from_numpy(logits)
+        graph = self._artefact.decoder_with_past
+        names = [value.name for value in graph.get_inputs()]
+        # The graph asks for what the model has; an encoder's cache that nobody reads was left out of it.
+        given = dict(zip(_past_names(len(self._caches)), self._caches, strict=True))
+        feed = {"input_ids": ids, **{name: given[name] for name in names if name in given}}
+        logits, *longer = graph.run(None, feed)
+        for i in range(len(self._caches) // CACHES_PER_LAYER):
+            self._caches[CACHES_PER_LAYER * i : CACHES_PER_LAYER * i + 2] = longer[2 * i : 2 * i + 2]
         return torch.from_numpy(logits)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return what `advance` returned: the output layer is in the graph."""
-        return hidden
+    def logits(self, reached: Tensor) -> Tensor:
+        """Return (B, V) logits as they are: the graphs end there."""
+        return reached
 
     def keep(self, rows: Tensor) -> None:
-        """Leave only some rows, in the order given."""
-        index = rows.numpy()
-        self._hidden = self._hidden[index]
-        self._caches = {name: cache[index] for name, cache in self._caches.items()}
+        """Leave only some rows, (B',) indices."""
+        self._caches = [cache[rows.numpy()] for cache in self._caches]
 
 
 class OnnxDecoder:
     """Decode batches of windows with ONNX Runtime; stands where a `Decoder` does."""
 
-    def __init__(self, artefact: OnnxArtefact) -> None:
-        """Look up the ids of the languages that this model knows."""
+    def __init__(self, artefact: OnnxArtefact, *, artefact_dir: Path | None = None) -> None:
+        """Look up the ids of the languages.
+
+        Args:
+            artefact: loaded.
+            artefact_dir: not needed; CTranslate2's decoder takes it, too.
+        """
         self.artefact = artefact
         self.label_builder = LabelBuilder(artefact.tokenizer, max_positions=artefact.model.config.max_target_positions)
-        self.reader = TokenReader(artefact.tokenizer)
         vocabulary = artefact.tokenizer.get_vocab()
         self.language_ids = {code: vocabulary[f"<|{code}|>"] for code in LANGUAGE_CODES if f"<|{code}|>" in vocabulary}
-        self.no_speech_id = vocabulary.get("<|nospeech|>", vocabulary.get("<|nocaptions|>"))
 
+    @torch.inference_mode()
     def decode(
         self, input_features: Tensor, settings: DecodeSettings, *, languages: Sequence[str] | None = None
     ) -> list[Decoded]:
         """Decode a batch of windows, as `Decoder.decode` does.
 
         Args:
-            input_features: (B, M, F) on the CPU, in the dtype of the folder.
-            settings: how to decode; greedy.
+            input_features: (B, M, F) float32 on the CPU.
+            settings: how to decode; greedy, without times.
             languages: language of each clip, in place of `settings.language`.
 
         Raises:
-            ValueError: for settings that are not offered here.
+            ValueError: for settings of another search.
         """
         _verify_settings(settings)
-        (hidden,) = self.artefact.encoder.run(None, {"input_features": np.ascontiguousarray(input_features.numpy())})
-        wanted = [settings.language] * len(hidden) if languages is None else list(languages)
         builder = self.label_builder
+        features = np.ascontiguousarray(input_features.numpy(), dtype=np.float32)
+        (hidden,) = self.artefact.encoder.run(None, {"input_features": features})
+        wanted = [settings.language] * len(features) if languages is None else list(languages)
         steps = OnnxSteps(self.artefact, hidden)
-        first = steps.advance(torch.full((len(hidden), 1), builder.start_id))[:, -1]
-        detected = self._detect(first)
-        if not settings.detect_language and "auto" not in wanted:
-            detected = [(code, math.nan) for code in wanted]
-        chosen = [code if want == "auto" else want for want, (code, _) in zip(wanted, detected, strict=True)]
-        prefix = torch.tensor([builder.prefix_ids(code, settings.task, timestamps=False)[1:] for code in chosen])
-        logits = steps.advance(prefix)[:, -1]
+        chosen, detected = list(wanted), [(code, math.nan) for code in wanted]
+        if settings.detect_language or "auto" in wanted:
+            first = torch.full((len(wanted), 1), builder.start_id)
+            detected = self._detect(steps.advance(first)[:, -1])
+            chosen = [code if want == "auto" else want for want, (code, _) in zip(wanted, detected, strict=True)]
+        prefix = torch.tensor([builder.prefix_ids(code, settings.task, timestamps=False) for code in chosen])
         limit = settings.max_new_tokens or EXTRA_TOKENS + hidden.shape[1] * MAX_TOKENS_PER_S // POSITIONS_PER_S
-        limit = min(limit, builder.max_positions - prefix.shape[1] - 1)
+        limit = min(limit, builder.max_positions - prefix.shape[1])
         rules = TokenRules(
             suppressed=self.artefact.suppress_tokens,
             suppressed_first=self.artefact.begin_suppress_tokens,
@@ -195,12 +210,11 @@ class OnnxDecoder:
             timestamps=False,
             device=torch.device("cpu"),
         )
-        found = search(steps, logits, rules, end_id=builder.end_id, limit=limit)  # type: ignore[arg-type]
-        silence = None if self.no_speech_id is None else first.softmax(-1)[:, self.no_speech_id].tolist()
-        texts = [self.reader.text(said.tokens) for said in found]
+        logits = steps.advance(prefix[:, steps.length :])[:, -1]
+        found = search(cast("DecoderSteps", steps), logits, rules, end_id=builder.end_id, limit=limit)
         return [
             Decoded(
-                text=texts[i],
+                text=self.artefact.tokenizer.decode(said.tokens, skip_special_tokens=True).strip(),
                 language=chosen[i],
                 detected_language=detected[i][0],
                 language_probability=detected[i][1],
@@ -208,22 +222,24 @@ class OnnxDecoder:
                 is_cut=said.is_cut,
                 tokens=said.tokens,
                 avg_logprob=said.avg_logprob,
-                no_speech_prob=None if silence is None else silence[i],
-                compression_ratio=compression_ratio(texts[i]),
             )
             for i, said in enumerate(found)
         ]
 
     def _detect(self, logits: Tensor) -> list[tuple[str, float]]:
-        codes = list(self.language_ids)
         probabilities, best = logits[:, list(self.language_ids.values())].softmax(-1).max(-1)
+        codes = list(self.language_ids)
         return [(codes[i], p) for i, p in zip(best.tolist(), probabilities.tolist(), strict=True)]
 
 
+def _past_names(num_caches: int) -> list[str]:
+    return cache_names(num_caches // CACHES_PER_LAYER, "past", with_encoder=True)
+
+
 def _verify_settings(settings: DecodeSettings) -> None:
-    """Stop where a setting would have no effect."""
+    """Stop where the same settings would not mean the same search."""
     unlike = {
-        "num_beams": settings.num_beams > 1,
+        "num_beams": settings.num_beams != 1,
         "timestamps": settings.timestamps,
         "long_form": settings.long_form == "sequential",
         "temperature": settings.temperature != (0.0,),

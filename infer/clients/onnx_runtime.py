@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, under our own search."""
+"""ONNX Runtime on the exported graphs, decoded by our search."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from infer.transcriber import Transcriber
 
 
 class OnnxRuntimeClient:
-    """Our transcriber over ONNX Runtime's arithmetic."""
+    """Our transcriber over ONNX Runtime."""
 
     def __init__(self, transcriber: Transcriber, folder: Path) -> None:
-        """Take a transcriber that is ready, and the folder of its files."""
+        """Take a transcriber that is ready, and the folder of its graphs."""
         self._transcriber = transcriber
         self.weights_bytes = sum(file.stat().st_size for file in folder.glob("*.onnx*"))
         self.version = f"onnxruntime {version('onnxruntime')}"
@@ -29,11 +29,10 @@ class OnnxRuntimeClient:
 
 
 def load(request: ClientRequest) -> Client:
-    """Load a converted folder; its own copies of tokenizer and configuration are used."""
+    """Load a folder of graphs."""
     folder = Path(request.folder)
-    artefact = load_onnx(folder, folder, num_threads=request.num_threads)
+    artefact = load_onnx(folder, num_threads=request.num_threads)
     if request.windows == "full":
         artefact = replace(artefact, windows=full_windows())
-    return OnnxRuntimeClient(
-        Transcriber(artefact, request.settings(), batch_size=1, decoder=OnnxDecoder(artefact)), folder
-    )
+    transcriber = Transcriber(artefact, request.settings(), batch_size=1, decoder=OnnxDecoder(artefact))
+    return OnnxRuntimeClient(transcriber, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,11 +71,12 @@ class WhisperCppClient:
         return Heard(text.strip(), self._detected())
 
     def _detected(self) -> str | None:
-        import _pywhispercpp as whisper_cpp
+        import _pywhispercpp as whisper_cpp  # what the package itself calls
 
         if self._language != "auto":
             return None
-        return str(whisper_cpp.whisper_lang_str(whisper_cpp.whisper_full_lang_id(self._model._ctx)))
+        context: Any = getattr(self._model, "_ctx")  # noqa: B009  # its wrapper has no word for the language
+        return str(whisper_cpp.whisper_lang_str(whisper_cpp.whisper_full_lang_id(context)))
 
 
 def load(request: ClientRequest) -> Client:

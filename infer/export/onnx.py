@@ -1,237 +1,195 @@
-"""From an artefact to a folder for ONNX Runtime: encoder, decoder, and decoder with past.
-
-The files are named as optimum names them. The decoder computes the keys and values of what it hears and of its prefix;
-the decoder with past takes them, and returns the longer ones of the text. Batch and tokens are free, and so are the
-frames, so that the windows of the artefact need nothing.
-
-Shapes: `B` rows, `M` mel bins, `F` mel frames, `S` encoder positions, `T` tokens, `L` positions given before, `H` heads,
-`D` width, `V` vocabulary.
-"""
+"""From an artefact to a folder for ONNX Runtime: encoder, decoder, decoder with past, and the tokenizer."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
-import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim
 
-from infer.artefact import RECORD_NAME, WEIGHTS_NAME, file_sha256, load_artefact
-from infer.encoder import WindowedWhisper, encode
+from infer.artefact import RECORD_NAME, load_artefact, refuse_remote_code
+from infer.encoder import WindowedWhisper
+from infer.export.onnx_graphs import DecoderGraph, DecoderWithPastGraph, EncoderGraph, cache_names
+from infer.weights import file_sha256, weights_sha256
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-ENCODER, DECODER, WITH_PAST = "encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx"
-COPIED_FILES = (
-    *("config.json", "generation_config.json", "preprocessor_config.json"),
-    *("tokenizer.json", "tokenizer_config.json"),
-)
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+ENCODER, DECODER, DECODER_WITH_PAST = "encoder.onnx", "decoder.onnx", "decoder_with_past.onnx"
+COPIED_FILES = ("config.json", "generation_config.json", "tokenizer.json", "preprocessor_config.json")
+OPTIONAL_FILES = ("tokenizer_config.json", "processor_config.json")
+MAX_PROTOBUF_BYTES = 2**31 - 2**24
+"""Of one file; larger weights go into a file of their own beside it."""
 OPSET = 18
 INSTALL = 'pip install "mezzavoce[runtimes]"'
 
 
-def convert_to_onnx(artefact_dir: Path, target_dir: Path, *, dtype: str = "fp32", int8: bool = False) -> Path:
-    """Convert a Whisper folder, and return the folder of the result.
+def convert_to_onnx(artefact_dir: Path, target: Path, *, dtype: str = "fp32", int8: bool = False) -> Path:
+    """Write the folder, and return it.
+
+    Batch, frames, tokens and past are free in the graphs, so any window that the model was trained with goes in.
+    Features and logits are FP32 in any case; FP16 graphs hold FP16 weights, hidden states and caches. On a CPU without
+    FP16 arithmetic ONNX Runtime casts them and computes in FP32.
 
     Args:
         artefact_dir: ours, or any in Hugging Face's format with safetensors.
-        target_dir: the folder; one that is there is replaced when the new one is whole.
-        dtype: `fp32` or `fp16`, of weights, of features and of the arithmetic; logits are FP32.
-        int8: quantise the matrices by ONNX Runtime, each at run time with the range of what it meets; needs `fp32`.
+        target: the folder; one that is there is replaced when the new one is whole.
+        dtype: a name in `DTYPES`.
+        int8: quantise the matrices and the embedding, one scale a channel; activations as they come, at run time.
 
     Raises:
-        ValueError: for another dtype, or int8 over FP16.
-        FileNotFoundError: if a file that runtimes need is missing.
-        RuntimeError: if ONNX is not installed, or the folder cannot be written.
+        ValueError: for another type, or int8 of FP16 graphs.
+        FileNotFoundError: if a file is missing.
+        RuntimeError: if a package is not installed, or the folder cannot be written.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} must be one of {', '.join(DTYPES)}")
     if int8 and dtype != "fp32":
-        raise ValueError(f"int8=true is made of FP32 weights, found dtype={dtype}; give dtype=fp32")
+        raise ValueError(f"int8=true needs dtype=fp32, found {dtype}: ONNX Runtime quantises FP32 graphs")
     for name in COPIED_FILES:
         if not (artefact_dir / name).is_file():
-            raise FileNotFoundError(f"{artefact_dir} has no {name}; ONNX Runtime's clients need it")
-    try:
-        import onnxscript  # noqa: F401
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-    except ImportError as e:
-        raise RuntimeError(f"ONNX is not installed ({e}); type {INSTALL}") from e
-    model = load_artefact(artefact_dir, compute=dtype).model.eval()
-    temporary = target_dir.parent / f".tmp-{target_dir.name}-{uuid.uuid4().hex[:8]}"
+            raise FileNotFoundError(f"{artefact_dir} has no {name}; artefact= takes the export/ folder of a run")
+    refuse_remote_code(artefact_dir)
+    _verify_packages()
+    temporary = target.parent / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
     try:
         temporary.mkdir(parents=True)
-        with tempfile.TemporaryDirectory(dir=temporary) as scratch:
-            made = Path(scratch) if int8 else temporary
-            _export_all(model, made)
-            for name in (ENCODER, DECODER, WITH_PAST) if int8 else ():
-                quantize_dynamic(
-                    made / name, temporary / name, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8
-                )
-        for name in COPIED_FILES:
-            shutil.copyfile(artefact_dir / name, temporary / name)
+        model = load_artefact(artefact_dir, compute="fp32").model.to(DTYPES[dtype]).eval()
+        if int8:
+            whole = temporary / "fp32"
+            whole.mkdir()
+            _export_graphs(model, whole)
+            quantise_graphs(whole, temporary)
+            shutil.rmtree(whole)
+        else:
+            _export_graphs(model, temporary)
+        for name in (*COPIED_FILES, *OPTIONAL_FILES):
+            if (artefact_dir / name).is_file():
+                shutil.copyfile(artefact_dir / name, temporary / name)
         _write_record(temporary, artefact_dir, "int8" if int8 else dtype)
-        if target_dir.exists():
-            shutil.rmtree(target_dir)
-        os.replace(temporary, target_dir)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
     except OSError as e:
-        raise RuntimeError(f"cannot write {target_dir}: {e.strerror or e}") from e
+        raise RuntimeError(f"cannot write {target}: {e.strerror or e}") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target_dir
+    return target
 
 
-def cache_names(num_layers: int, prefix: str, parts: Sequence[str] = ("decoder", "encoder")) -> list[str]:
-    """Return the names of keys and values, layer by layer, as optimum spells them.
-
-    Args:
-        num_layers: of the decoder.
-        prefix: `present` for what comes out, `past_key_values` for what goes in.
-        parts: `decoder` for those of the text, `encoder` for those of what is heard.
-    """
-    return [f"{prefix}.{i}.{part}.{kind}" for i in range(num_layers) for part in parts for kind in ("key", "value")]
+def _verify_packages() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as e:
+        raise RuntimeError(f"ONNX export needs onnx, onnxscript and onnxruntime ({e}); type {INSTALL}") from e
 
 
-class _Encoder(nn.Module):
-    def __init__(self, model: WindowedWhisper) -> None:
-        super().__init__()
-        self.encoder = model.model.encoder
-
-    def forward(self, input_features: Tensor) -> Tensor:
-        return encode(self.encoder, input_features)
-
-
-class _Decoder(nn.Module):
-    """The decoder over plain tensors; without `past` it computes what every step attends to."""
-
-    def __init__(self, model: WindowedWhisper) -> None:
-        super().__init__()
-        self.decoder = model.model.decoder
-        self.output = model.proj_out
-
-    def forward(
-        self, input_ids: Tensor, encoder_hidden_states: Tensor | None = None, past: Sequence[Tensor] = ()
-    ) -> tuple[Tensor, ...]:
-        decoder = self.decoder
-        length = past[0].shape[2] if past else 0
-        num_tokens = input_ids.shape[1]
-        stands = length + torch.arange(num_tokens)
-        hidden = decoder.embed_tokens(input_ids) + decoder.embed_positions.weight[stands]
-        mask = torch.arange(length + num_tokens) <= stands[:, None]
-        present: list[Tensor] = []
-        for i, layer in enumerate(decoder.layers):
-            attention = layer.self_attn
-            normed = layer.self_attn_layer_norm(hidden)
-            keys, values = _heads(attention, attention.k_proj(normed)), _heads(attention, attention.v_proj(normed))
-            if past:
-                keys = torch.cat([past[4 * i], keys], dim=2)
-                values = torch.cat([past[4 * i + 1], values], dim=2)
-            hidden = hidden + _attend(attention, normed, keys, values, mask)
-            heard = layer.encoder_attn
-            if past:
-                cross = past[4 * i + 2], past[4 * i + 3]
-            else:
-                states = encoder_hidden_states
-                cross = _heads(heard, heard.k_proj(states)), _heads(heard, heard.v_proj(states))
-            hidden = hidden + _attend(heard, layer.encoder_attn_layer_norm(hidden), *cross, None)
-            normed = layer.final_layer_norm(hidden)
-            hidden = hidden + layer.fc2(layer.activation_fn(layer.fc1(normed)))
-            present += [keys, values] if past else [keys, values, *cross]
-        return (self.output(decoder.layer_norm(hidden)).float(), *present)
-
-
-def _heads(attention: Any, projected: Tensor) -> Tensor:
-    """Split (B, T, D) into (B, H, T, D / H)."""
-    return projected.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
-
-
-def _attend(attention: Any, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    queries = _heads(attention, attention.q_proj(hidden) * attention.scaling)
-    scores = queries @ keys.transpose(2, 3)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    mixed = scores.softmax(dim=-1) @ values
-    projected: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
-    return projected
-
-
-def _export_all(model: WindowedWhisper, folder: Path) -> None:
-    """Write the three graphs; weights above 2 GB go into a file beside theirs."""
-    config, dtype = model.config, model.dtype
-    layers, heads = config.decoder_layers, config.decoder_attention_heads
-    rows, tokens, positions, length = Dim("batch"), Dim("tokens"), Dim("positions"), Dim("past")
-    features = torch.zeros(2, config.num_mel_bins, 2 * 60, dtype=dtype)
-    hidden = torch.zeros(2, 60, config.d_model, dtype=dtype)
+def _export_graphs(model: WindowedWhisper, folder: Path) -> None:
+    # Of examples no size is 1: torch.export would take it for a constant.
+    config = model.config
+    rows, frames, tokens = Dim("rows"), Dim("half_frames"), Dim("tokens")
+    features = torch.zeros(2, config.num_mel_bins, 64)
     ids = torch.zeros(2, 3, dtype=torch.int64)
-    past = [torch.zeros(2, heads, size, config.d_model // heads, dtype=dtype) for _, size in _slots(layers)]
-    free = [{0: rows, 2: length if part == "decoder" else positions} for part, _ in _slots(layers)]
-    halves = Dim("half_frames")
-    with torch.inference_mode(False), torch.no_grad():
-        _export(
-            _Encoder(model),
-            (features,),
-            ({0: rows, 2: 2 * halves},),
-            ["input_features"],
-            ["last_hidden_state"],
-            folder / ENCODER,
-        )
-        _export(
-            _Decoder(model),
-            (ids, hidden),
-            ({0: rows, 1: tokens}, {0: rows, 1: positions}),
-            ["input_ids", "encoder_hidden_states"],
-            ["logits", *cache_names(layers, "present")],
-            folder / DECODER,
-        )
-        _export(
-            _Decoder(model),
-            (ids, None, past),
-            ({0: rows, 1: tokens}, None, free),
-            ["input_ids", *cache_names(layers, "past_key_values")],
-            ["logits", *cache_names(layers, "present", ("decoder",))],
-            folder / WITH_PAST,
-        )
-
-
-def _slots(num_layers: int) -> Iterator[tuple[str, int]]:
-    for _ in range(num_layers):
-        yield from (("decoder", 5), ("decoder", 5), ("encoder", 60), ("encoder", 60))
+    present = cache_names(config.decoder_layers, "present", with_encoder=True)
+    with torch.inference_mode():
+        states = EncoderGraph(model)(features)
+        past = list(DecoderGraph(model)(ids, states)[1:])
+    states, past = states.clone(), [cache.clone() for cache in past]
+    _export(
+        EncoderGraph(model),
+        (features,),
+        folder / ENCODER,
+        inputs=["input_features"],
+        outputs=["encoder_hidden_states"],
+        shapes=({0: rows, 2: 2 * frames},),
+    )
+    _export(
+        DecoderGraph(model),
+        (ids, states),
+        folder / DECODER,
+        inputs=["input_ids", "encoder_hidden_states"],
+        outputs=["logits", *present],
+        shapes=({0: rows, 1: tokens}, {0: rows, 1: Dim("positions")}),
+    )
+    own, cross = {0: rows, 2: Dim("past")}, {0: rows, 2: Dim("positions")}
+    _export(
+        DecoderWithPastGraph(model),
+        (ids, past),
+        folder / DECODER_WITH_PAST,
+        inputs=["input_ids", *cache_names(config.decoder_layers, "past", with_encoder=True)],
+        outputs=["logits", *cache_names(config.decoder_layers, "present", with_encoder=False)],
+        shapes=({0: rows, 1: tokens}, [own, own, cross, cross] * config.decoder_layers),
+    )
 
 
 def _export(
-    module: nn.Module, inputs: Any, free: Any, input_names: list[str], output_names: list[str], file: Path
+    graph: nn.Module,
+    arguments: tuple[Any, ...],
+    file: Path,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    shapes: Any,
 ) -> None:
-    size = sum(p.numel() * p.element_size() for p in module.parameters())
-    torch.onnx.export(
-        module.eval(),
-        inputs,
-        str(file),
-        dynamo=True,
-        dynamic_shapes=free,
-        input_names=input_names,
-        output_names=output_names,
-        opset_version=OPSET,
-        external_data=size > 2**31 - 2**26,
-        verbose=False,
-    )
+    num_bytes = sum(p.numel() * p.element_size() for p in graph.parameters())
+    silent = io.StringIO()  # the exporter prints its progress, and warns that axes which are equal share a name
+    with contextlib.redirect_stdout(silent), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            graph.eval(),
+            arguments,
+            str(file),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=shapes,
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=num_bytes > MAX_PROTOBUF_BYTES,
+            verbose=False,
+        )
+
+
+def quantise_graphs(source: Path, folder: Path) -> None:
+    """Write int8 graphs of the FP32 graphs of a folder into another one.
+
+    Convolutions and tables of positions stay in FP32, so a small encoder shrinks little.
+
+    Args:
+        source: with the three graphs.
+        folder: is there.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    for name in (ENCODER, DECODER, DECODER_WITH_PAST):
+        quantize_dynamic(
+            str(source / name),
+            str(folder / name),
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            use_external_data_format=(source / f"{name}.data").is_file(),
+        )
 
 
 def _write_record(folder: Path, artefact_dir: Path, stored: str) -> None:
     file = artefact_dir / RECORD_NAME
     record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    weights = artefact_dir / WEIGHTS_NAME
-    made_of = record.get("files", {}).get(WEIGHTS_NAME) or (file_sha256(weights) if weights.is_file() else "")
     content = {
         **{key: value for key, value in record.items() if key != "files"},
         "format": "onnx",
         "stored": stored,
-        "made_of": {"path": artefact_dir.name, "sha256": made_of},
-        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()},
+        "made_of": {"path": artefact_dir.name, "sha256": weights_sha256(artefact_dir, record.get("files"))},
+        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
     }
     text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)
     (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """From an artefact to a `.pt` for openai-whisper: `whisper.load_model("model.pt")`.
 
-The file is written with `torch.save` and holds plain numbers and tensors only, so `weights_only=True` loads it. We never
-load one ourselves but in the client of openai-whisper: a `.pt` of somebody else is a program.
+The file is written with `torch.save` and holds plain numbers and tensors only, so `weights_only=True` loads it. We
+never load one ourselves but in the client of openai-whisper: a `.pt` of somebody else is a program.
 
 What a user has to know:
 
@@ -9,8 +9,8 @@ What a user has to know:
   other file. For word times call `model.set_alignment_heads(dump)`, with the dump that `load_alignment_heads` returns
   of our file; a file of large-v3's shape can take OpenAI's own, `whisper._ALIGNMENT_HEADS["large-v3"]`.
 - Its tokenizer is fixed. A model with OpenAI's vocabulary needs nothing. For a vocabulary of the model's own, which is
-  moved to OpenAI's ids (`openai_layout`), `NAME.tiktoken` lies beside `NAME.pt`, in OpenAI's format of ranks, and a user
-  puts it in the place of the package's own before anything is decoded::
+  moved to OpenAI's ids (`openai_layout`), `NAME.tiktoken` lies beside `NAME.pt`, in OpenAI's format of ranks, and a
+  user puts it in the place of the package's own before anything is decoded::
 
       whisper.tokenizer.get_encoding = lambda name, num_languages: use_ranks("NAME.tiktoken", num_languages)
 

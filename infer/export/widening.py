@@ -47,7 +47,8 @@ _AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
 def num_copies(config: WhisperConfig) -> int:
     """Return how often the width must be taken, so that four times of it holds the feed-forward part; 1 for stock."""
     largest = max(config.encoder_ffn_dim, config.decoder_ffn_dim)
-    return max(1, math.ceil(largest / (MLP_PER_WIDTH * config.d_model)))
+    copies: int = math.ceil(largest / (MLP_PER_WIDTH * config.d_model))
+    return max(1, copies)
 
 
 def widened(name: str, tensor: Tensor, *, width: int, copies: int) -> Tensor:
