@@ -53,7 +53,9 @@ class WhisperCppClient:
             logprob_thold=-1e9,
             no_speech_thold=2.0,
             suppress_blank=False,
-            max_tokens=settings.max_new_tokens or 0,
+            max_tokens=max(1, settings.max_new_tokens - 1)
+            if settings.max_new_tokens
+            else 0,  # it stops behind one more
             print_progress=False,
             print_realtime=False,
             print_timestamps=False,

@@ -1,11 +1,12 @@
 """Whisper as OpenAI lays it out: the names of its tensors, its sizes, and where its tokens stand.
 
 OpenAI's package and whisper.cpp find the special tokens by the size of the vocabulary alone: 50,257 tokens of text,
-then `<|endoftext|>` and the others in a fixed order, 51,865 in all, or 51,866 with Cantonese. A model with a vocabulary
-of its own is moved there: each token by its name, text where it stands. Between the text and the special tokens a gap is
-left, and every place in it holds the row of `<|startoflm|>`, a token that is in no label: so a place in the gap is the
-likeliest only where that token would be, and greedy text is the same as before. It costs memory: a vocabulary of 2,448
-tokens becomes one of 51,866. Beams and thresholds see the gap's share of probability, which is small but not none.
+then `<|endoftext|>` and the others in a fixed order, 51,865 in all, or 51,866 with Cantonese. A model with a
+vocabulary of its own is moved there: each token by its name, text where it stands. Between the text and the special
+tokens a gap is left, and every place in it holds the row of `<|startoflm|>`, a token that is in no label: so a place
+in the gap is the likeliest only where that token would be, and greedy text is the same as before. It costs memory: a
+vocabulary of 2,448 tokens becomes one of 51,866. Beams and thresholds see the gap's share of probability, which is
+small but not none.
 """
 
 from __future__ import annotations
