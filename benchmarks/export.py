@@ -51,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_CLIPS} clips of each set; nothing is written")
+    parser.add_argument("--clips", type=int, help="of each set, every n-th one; all where it is not given")
     parser.add_argument("--table", action="store_true", help="print the README's table and stop")
     parser.add_argument("--large-layers", type=int, default=32)
     arguments = parser.parse_args()
@@ -62,7 +63,7 @@ def main() -> None:
     found: dict[str, Any] = {name: known[name] for name in SECTIONS if name in known}
     with tempfile.TemporaryDirectory(prefix="export-") as folder:
         scratch = Path(folder)
-        sources = held_out_sets(scratch, QUICK_CLIPS if arguments.quick else None)
+        sources = held_out_sets(scratch, QUICK_CLIPS if arguments.quick else arguments.clips)
         for section in arguments.only:
             print(f"-- {section}", flush=True)
             if section == "clients":

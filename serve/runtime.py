@@ -85,6 +85,20 @@ def _load_ctranslate2(path: Path, compute: str, device: str, cache_dir: Path, nu
     return _runtime(loaded, CTranslate2Decoder(loaded, artefact_dir=path))
 
 
+def _load_onnx(path: Path, compute: str, device: str, cache_dir: Path, num_threads: int) -> Runtime:
+    from infer.backends.onnx import OnnxDecoder, load_onnx
+    from infer.export.onnx import convert_to_onnx
+
+    chosen = ("fp16" if device == "cuda" else "fp32") if compute == "auto" else compute
+    if chosen == "bf16":
+        raise RuntimeError("runtime=onnx has no bf16; type precision=fp16 or precision=fp32")
+    folder = cache_dir / f"onnx-{chosen}-{_digest(path)}"
+    if not folder.is_dir():
+        convert_to_onnx(path, folder, dtype=chosen)
+    loaded = load_onnx(folder, path, provider="cuda" if device == "cuda" else "cpu", num_threads=num_threads)
+    return _runtime(loaded, OnnxDecoder(loaded))
+
+
 def _digest(path: Path) -> str:
     """Return a name for what is made of an artefact: its path and when its weights were written, as a digest."""
     weights = path / "model.safetensors"
@@ -95,5 +109,6 @@ def _digest(path: Path) -> str:
 LOADERS: Mapping[str, Callable[[Path, str, str, Path, int], Runtime]] = {
     "torch": _load_torch,
     "ctranslate2": _load_ctranslate2,
+    "onnx": _load_onnx,
 }
 """By `runtime=`; each takes artefact, arithmetic, device, folder for what is converted, and threads."""

@@ -123,5 +123,5 @@ def test_the_same_model_under_ctranslate2_passes(load):
 
 
 def test_an_unknown_runtime_names_those_that_are(load):
-    with pytest.raises(ValueError, match="must be one of torch, ctranslate2"):
+    with pytest.raises(ValueError, match="must be one of torch, ctranslate2, onnx"):
         load_runtime(BASE, "tensorrt", compute="auto", cache_dir=Path(load.cache_dir))
