@@ -52,6 +52,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_CLIPS} clips of each set; nothing is written")
     parser.add_argument("--clips", type=int, help="of each set, every n-th one; all where it is not given")
+    parser.add_argument(
+        "--client", choices=CLIENTS, help="in `clients` ask ours and this one; the others stay as they are"
+    )
     parser.add_argument("--table", action="store_true", help="print the README's table and stop")
     parser.add_argument("--large-layers", type=int, default=32)
     arguments = parser.parse_args()
@@ -67,7 +70,7 @@ def main() -> None:
         for section in arguments.only:
             print(f"-- {section}", flush=True)
             if section == "clients":
-                found[section] = measure_clients(sources, scratch)
+                found[section] = measure_clients(sources, scratch, alone=arguments.client, known=known.get(section, ()))
                 print(render_markdown(found[section]))
             elif section == "int8":
                 found[section] = measure_int8(sources, scratch)
@@ -95,14 +98,23 @@ def held_out_sets(scratch: Path, num_clips: int | None) -> list[Source]:
     return sources
 
 
-def measure_clients(sources: Sequence[Source], scratch: Path) -> list[dict[str, Any]]:
-    """Ask ours at 30 s, ours in the windows of the training, and every other client in its first format."""
+def measure_clients(
+    sources: Sequence[Source], scratch: Path, *, alone: str | None = None, known: Sequence[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """Ask ours at 30 s, ours in the windows of the training, and every other client in its first format.
+
+    Args:
+        sources: the held-out sets.
+        scratch: for formats and answers.
+        alone: a client that is asked alone, beside ours; the other rows are those that are known.
+        known: rows of an earlier run, on the same clips.
+    """
     options = FormatOptions()
     rows = read_held_out(sources)
     asked = [("mezzavoce", "full", ARTEFACT), ("mezzavoce", "trained", ARTEFACT)]
     results: list[dict[str, Any]] = []
     reference: dict[str, str] = {}
-    for client in [name for name in CLIENTS if name != "mezzavoce"]:
+    for client in [name for name in CLIENTS if name != "mezzavoce" and alone in (None, name)]:
         asked.append((client, "full", scratch / name_result(CLIENTS[client].format, options)))
     for client, windows, path in asked:
         if client != "mezzavoce" and not path.exists():
@@ -114,6 +126,9 @@ def measure_clients(sources: Sequence[Source], scratch: Path) -> list[dict[str, 
         head = {"client": client, "title": CLIENTS[client].title, "windows": windows, "file": path.name}
         results.append({**head, "size_bytes": size_bytes(path), **figures})
         print(results[-1], flush=True)
+    if alone is not None:
+        new = {(row["client"], row["windows"]): row for row in results}
+        results = [new.get((row["client"], row["windows"]), row) for row in known]
     for row in results:
         if "headline" in row:
             row["points_from_ours"] = 100 * (row["headline"] - results[0]["headline"])
