@@ -41,7 +41,7 @@ class WhisperCppClient:
             str(file),
             params_sampling_strategy=int(is_beam),
             redirect_whispercpp_logs_to=None,
-            # Its default pads what is heard with 36 positions of nothing, and they take a share of the attention.
+            # With its flash attention, the default, texts differ by more than rounding explains.
             context_params={"flash_attn": False},
             n_threads=num_threads,
             language=settings.language,
