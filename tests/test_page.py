@@ -203,10 +203,22 @@ def test_what_went_wrong_is_said_in_the_language_of_the_page_on_a_phone(open_pag
     tab.wait_for_url("**/en/")
 
 
+def settle(tab) -> None:
+    """Wait until nothing more is loaded: the recorder comes late, and a click before it has nothing to start."""
+    before = -1
+    for _ in range(30):
+        found = tab.evaluate("performance.getEntriesByType('resource').length")
+        if found == before:
+            return
+        before = found
+        tab.wait_for_timeout(1500)
+
+
 @needs_browser
 def test_speech_is_written_down_while_one_speaks(open_page):
     tab = open_page()
     tab.get_by_role("tab", name=ENGLISH.tab_live).click()
+    settle(tab)
     tab.click("#mv-live-audio button.record-button")
     said = "[...document.querySelectorAll('#mv-live-result .mv-text')].map(text => text.firstChild.textContent)"
     tab.wait_for_function(f"{said}.some(text => text.length > 5)", timeout=60_000)  # final, and not in grey
