@@ -23,6 +23,7 @@ from data.windows import Windows, build_windows, full_windows
 from infer.artefact import RECORD_NAME, load_artefact, load_tokenizer
 from infer.decoding import EXTRA_TOKENS, MAX_TOKENS_PER_S, POSITIONS_PER_S, Decoded, Decoder, DecodeSettings
 from infer.export.ctranslate2 import import_ctranslate2
+from infer.plain_search import verify_plain_search
 
 PATIENCE = 4.0
 """Beams that must finish before the search stops, in multiples of `num_beams`.
@@ -145,7 +146,7 @@ class CTranslate2Decoder:
         Raises:
             ValueError: for settings that CTranslate2's search does not have as ours has them.
         """
-        _verify_settings(settings)
+        verify_plain_search(settings, "CTranslate2")
         features = np.ascontiguousarray(input_features.numpy())
         view = self._ctranslate2.StorageView.from_array(features)
         num_positions = features.shape[2] // 2
@@ -196,20 +197,3 @@ class CTranslate2Decoder:
             return self._detector.detect_languages(torch.from_numpy(states))
         best = [ranked[0] for ranked in self.artefact.runtime.detect_language(heard)]
         return [(token[2:-2], float(probability)) for token, probability in best]
-
-
-def _verify_settings(settings: DecodeSettings) -> None:
-    """Stop where the same settings would not mean the same search."""
-    unlike = {
-        "timestamps": settings.timestamps,
-        "long_form": settings.long_form == "sequential",
-        "temperature": settings.temperature != (0.0,),
-        "no_speech_threshold": settings.no_speech_threshold is not None,
-        "max_repetitions": settings.max_repetitions is not None,
-    }
-    for name, is_unlike in unlike.items():
-        if is_unlike:
-            raise ValueError(
-                f"decoding.{name}={getattr(settings, name)} is not offered under CTranslate2; "
-                "type decoding=greedy or decoding=beam5"
-            )

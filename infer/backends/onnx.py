@@ -27,6 +27,7 @@ from infer.decoder_steps import DecoderSteps
 from infer.decoding import EXTRA_TOKENS, MAX_TOKENS_PER_S, POSITIONS_PER_S, Decoded, DecodeSettings
 from infer.export.onnx import DECODER, DECODER_WITH_PAST, ENCODER, INSTALL
 from infer.export.onnx_graphs import cache_names
+from infer.plain_search import verify_plain_search
 from infer.search import search
 from infer.token_rules import TokenRules
 
@@ -188,7 +189,7 @@ class OnnxDecoder:
         Raises:
             ValueError: for settings of another search.
         """
-        _verify_settings(settings)
+        verify_plain_search(settings, "ONNX Runtime", has_beams=False)
         builder = self.label_builder
         features = np.ascontiguousarray(input_features.numpy(), dtype=np.float32)
         (hidden,) = self.artefact.encoder.run(None, {"input_features": features})
@@ -234,20 +235,3 @@ class OnnxDecoder:
 
 def _past_names(num_caches: int) -> list[str]:
     return cache_names(num_caches // CACHES_PER_LAYER, "past", with_encoder=True)
-
-
-def _verify_settings(settings: DecodeSettings) -> None:
-    """Stop where the same settings would not mean the same search."""
-    unlike = {
-        "num_beams": settings.num_beams != 1,
-        "timestamps": settings.timestamps,
-        "long_form": settings.long_form == "sequential",
-        "temperature": settings.temperature != (0.0,),
-        "no_speech_threshold": settings.no_speech_threshold is not None,
-        "max_repetitions": settings.max_repetitions is not None,
-    }
-    for name, is_unlike in unlike.items():
-        if is_unlike:
-            raise ValueError(
-                f"decoding.{name}={getattr(settings, name)} is not offered under ONNX Runtime; type decoding=greedy"
-            )

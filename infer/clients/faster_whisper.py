@@ -12,8 +12,8 @@ from data.audio import SAMPLING_RATE, Waveform
 from data.labels import PREFIX_LENGTH
 from infer.backends.ctranslate2 import PATIENCE
 from infer.clients.client import Client, ClientRequest, Heard
-from infer.clients.plain_search import verify_plain_search
 from infer.decoding import DecodeSettings
+from infer.plain_search import verify_plain_search
 
 WINDOW_SAMPLES = 30 * SAMPLING_RATE
 CPU_TYPES = {"float16": "float32", "int8_float16": "int8_float32"}

@@ -11,9 +11,9 @@ import torch
 
 from data.audio import Waveform
 from infer.clients.client import Client, ClientRequest, Heard
-from infer.clients.plain_search import verify_plain_search
 from infer.decoding import DecodeSettings
 from infer.export.openai import load_alignment_heads
+from infer.plain_search import verify_plain_search
 
 
 @cache

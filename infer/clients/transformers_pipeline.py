@@ -14,8 +14,8 @@ from transformers.utils import logging
 from data.audio import SAMPLING_RATE, Waveform
 from data.labels import PREFIX_LENGTH
 from infer.clients.client import Client, ClientRequest, Heard
-from infer.clients.plain_search import verify_plain_search
 from infer.decoding import DecodeSettings
+from infer.plain_search import verify_plain_search
 
 
 class PipelineClient:

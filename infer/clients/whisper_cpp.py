@@ -10,8 +10,8 @@ import numpy as np
 
 from data.audio import SAMPLING_RATE, Waveform
 from infer.clients.client import Client, ClientRequest, Heard
-from infer.clients.plain_search import verify_plain_search
 from infer.decoding import DecodeSettings
+from infer.plain_search import verify_plain_search
 
 MIN_SAMPLES = SAMPLING_RATE // 5
 """whisper.cpp says nothing of a shorter clip; it hears it with the silence that every window ends in anyway."""

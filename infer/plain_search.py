@@ -5,17 +5,19 @@ from __future__ import annotations
 from infer.decoding import DecodeSettings
 
 
-def verify_plain_search(settings: DecodeSettings, program: str) -> None:
+def verify_plain_search(settings: DecodeSettings, program: str, *, has_beams: bool = True) -> None:
     """Stop where the same settings would not mean the same search.
 
     Args:
         settings: how to decode.
         program: that is asked, for the message.
+        has_beams: whether it searches with beams as ours does.
 
     Raises:
         ValueError: naming the setting.
     """
     unlike = {
+        "num_beams": settings.num_beams != 1 and not has_beams,
         "timestamps": settings.timestamps,
         "long_form": settings.long_form == "sequential",
         "temperature": settings.temperature != (0.0,),
@@ -25,6 +27,6 @@ def verify_plain_search(settings: DecodeSettings, program: str) -> None:
     for name, is_unlike in unlike.items():
         if is_unlike:
             raise ValueError(
-                f"decoding.{name}={getattr(settings, name)} does not mean the same in {program}; "
-                "type decoding=greedy or decoding=beam5"
+                f"decoding.{name}={getattr(settings, name)} is not offered under {program}; "
+                f"type decoding=greedy{' or decoding=beam5' if has_beams else ''}"
             )
