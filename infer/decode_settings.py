@@ -26,6 +26,8 @@ class DecodeSettings:
     """None allows 50 a second of window: no language is spoken faster, and a model that loops ends early."""
     timestamps: bool = False
     """Predict segment times; only for models that were trained with them."""
+    word_times: bool = False
+    """Find when each word is said, by what the model listened to; for models with and without segment times."""
     temperature: tuple[float, ...] = (0.0,)
     """Tried in turn until a window passes the thresholds; 0 is the search, above it tokens are drawn."""
     compression_ratio_threshold: float | None = None

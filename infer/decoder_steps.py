@@ -45,7 +45,7 @@ class DecoderSteps:
         self._past: list[tuple[Tensor, Tensor]] = []
         groups = [hidden] if isinstance(hidden, Tensor) else list(hidden)
         self._sizes = [len(group) for group in groups]
-        for layer in _layers(decoder):
+        for layer in layers_of(decoder):
             attention = layer.encoder_attn
             self._cross.append([_keys_and_values(attention, group) for group in groups])
             past = (sum(self._sizes), attention.num_heads, room, attention.head_dim)
@@ -66,7 +66,7 @@ class DecoderSteps:
         hidden = decoder.embed_tokens(tokens) + self._position_embeddings(num_tokens)
         mask = self._mask(num_tokens, tokens.device)
         end = self.length + num_tokens
-        for i, layer in enumerate(_layers(decoder)):
+        for i, layer in enumerate(layers_of(decoder)):
             hidden = self._layer(i, layer, hidden, end, mask)
         self.length = end
         normed: Tensor = decoder.layer_norm(hidden)
@@ -132,8 +132,8 @@ class DecoderSteps:
         attention = layer.self_attn
         normed = layer.self_attn_layer_norm(hidden)
         keys, values = self._past[index]
-        keys[:, :, self.length : end] = _heads(attention, attention.k_proj(normed))
-        values[:, :, self.length : end] = _heads(attention, attention.v_proj(normed))
+        keys[:, :, self.length : end] = heads_of(attention, attention.k_proj(normed))
+        values[:, :, self.length : end] = heads_of(attention, attention.v_proj(normed))
         hidden = hidden + _attend(attention, normed, keys[:, :, :end], values[:, :, :end], mask)
         normed = layer.encoder_attn_layer_norm(hidden)
         hidden = hidden + self._listen(layer.encoder_attn, normed, self._cross[index])
@@ -144,7 +144,7 @@ class DecoderSteps:
     def _listen(self, attention: WhisperAttention, hidden: Tensor, heard: list[tuple[Tensor, Tensor]]) -> Tensor:
         if len(heard) == 1:
             return _attend(attention, hidden, *heard[0], None)
-        queries = _heads(attention, attention.q_proj(hidden) * attention.scaling)
+        queries = heads_of(attention, attention.q_proj(hidden) * attention.scaling)
         mixed = torch.cat(
             [
                 nn.functional.scaled_dot_product_attention(part, keys, values, scale=1.0)
@@ -163,18 +163,19 @@ def _keys_and_values(attention: WhisperAttention, hidden: Tensor) -> tuple[Tenso
     return keys, values
 
 
-def _layers(decoder: WhisperDecoder) -> list[WhisperDecoderLayer]:
+def layers_of(decoder: WhisperDecoder) -> list[WhisperDecoderLayer]:
+    """Return the layers of a decoder, by their type."""
     return list(decoder.layers)
 
 
-def _heads(attention: WhisperAttention, projected: Tensor) -> Tensor:
+def heads_of(attention: WhisperAttention, projected: Tensor) -> Tensor:
     """Split (B, T, D) into (B, H, T, D / H)."""
     return projected.view(*projected.shape[:2], attention.num_heads, attention.head_dim).transpose(1, 2)
 
 
 def _attend(attention: WhisperAttention, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     # Whisper scales the queries, before the product: in half precision the order decides which digits are lost.
-    queries = _heads(attention, attention.q_proj(hidden) * attention.scaling)
+    queries = heads_of(attention, attention.q_proj(hidden) * attention.scaling)
     mixed = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=1.0)
     projected: Tensor = attention.out_proj(mixed.transpose(1, 2).reshape(hidden.shape))
     return projected

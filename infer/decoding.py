@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,46 +25,19 @@ from infer.confidence import (
     without_tail_repetitions,
 )
 from infer.decode_settings import DecodeSettings
+from infer.decoded import Decoded, judged
 from infer.decoder_steps import DecoderSteps
+from infer.detection import likeliest_languages, no_speech_probs
 from infer.encoder import WindowedWhisper, encode_windows
 from infer.reading import TokenReader
 from infer.search import Said, search, seeds_of
-from infer.subtitles import Segment
 from infer.token_rules import TokenRules
+from infer.word_times import POSITIONS_PER_S
+from infer.words import WordAligner
 
-__all__ = ["DecodeSettings", "Decoded", "Decoder", "judged"]
+__all__ = ["POSITIONS_PER_S", "DecodeSettings", "Decoded", "Decoder", "judged"]
 
-POSITIONS_PER_S = 50  # of the encoder
 MAX_TOKENS_PER_S, EXTRA_TOKENS = 50, 20  # spoken bytes a second stay below this in every script
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What one window says."""
-
-    text: str
-    language: str
-    """Language that the text was decoded in."""
-    detected_language: str
-    """The likeliest; `language` where `detect_language` is off and nothing was detected."""
-    language_probability: float
-    """Of `detected_language`, among all languages of the model; NaN where nothing was detected."""
-    segments: tuple[Segment, ...]
-    """Timed parts; empty without timestamps."""
-    is_cut: bool
-    """True if the token limit was reached before the end of the text."""
-    tokens: tuple[int, ...] = ()
-    """Text and times as they were said, without the end."""
-    avg_logprob: float = 0.0
-    """Mean a token, in nats."""
-    no_speech_prob: float | None = None
-    """Of `<|nospeech|>` in place of the language; None where it was not looked at."""
-    compression_ratio: float = 0.0
-    """Of the text; above 2.4 it repeats itself."""
-    temperature: float = 0.0
-    """At which the text was found."""
-    no_speech: bool = False
-    """True if the window was taken for silence; the text is then empty."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +73,10 @@ class Decoder:
         older = vocabulary.get("<|nocaptions|>")  # as tokenizers before large-v3 call it
         self.no_speech_id: int | None = vocabulary.get("<|nospeech|>", older)
 
+    @cached_property
+    def _aligner(self) -> WordAligner:
+        return WordAligner(self.model, self.tokenizer)
+
     @torch.inference_mode()
     def decode(
         self,
@@ -107,6 +85,7 @@ class Decoder:
         *,
         languages: Sequence[str] | None = None,
         prompts: Sequence[Sequence[int]] | None = None,
+        num_frames: Sequence[int] | None = None,
     ) -> list[Decoded]:
         """Decode a batch of windows.
 
@@ -119,13 +98,15 @@ class Decoder:
             languages: language of each clip, in place of `settings.language`.
             prompts: tokens of the text before each clip, of which the last 223 are taken; an empty one is none. All
                 languages must be given then.
+            num_frames: mel frames of each window that hold sound, which no word is later than; None takes whole
+                windows. Only times of words need it.
 
         Returns:
             One result a clip, in order.
         """
         groups = [input_features] if isinstance(input_features, Tensor) else list(input_features)
         if len(groups) > 1 and (prompts is not None or settings.num_beams > 1 or settings.temperature != (0.0,)):
-            return self._one_by_one(groups, settings, languages, prompts)
+            return self._one_by_one(groups, settings, languages, prompts, num_frames)
         num_clips = sum(map(len, groups))
         wanted = [settings.language] * num_clips if languages is None else list(languages)
         if len(wanted) != num_clips:
@@ -145,7 +126,8 @@ class Decoder:
             if not rows:
                 break
         windows_s = [part.shape[1] / POSITIONS_PER_S for part in hidden for _ in part]
-        return [self._finish(results[row], settings, window_s) for row, window_s in enumerate(windows_s)]
+        ended = [self._finish(results[row], settings, window_s) for row, window_s in enumerate(windows_s)]
+        return self._aligner.add_words(ended, hidden, settings.task, num_frames) if settings.word_times else ended
 
     def _one_by_one(
         self,
@@ -153,6 +135,7 @@ class Decoder:
         settings: DecodeSettings,
         languages: Sequence[str] | None,
         prompts: Sequence[Sequence[int]] | None,
+        num_frames: Sequence[int] | None,
     ) -> list[Decoded]:
         """Decode windows of several lengths, one length after the other."""
         results: list[Decoded] = []
@@ -163,6 +146,7 @@ class Decoder:
                 settings,
                 languages=None if languages is None else languages[part],
                 prompts=None if prompts is None else prompts[part],
+                num_frames=None if num_frames is None else num_frames[part],
             )
         return results
 
@@ -175,7 +159,7 @@ class Decoder:
         """
         steps = DecoderSteps(self.model, hidden, room=1, padding=None)
         first = torch.full((hidden.shape[0], 1), self.label_builder.start_id, device=hidden.device)
-        return self._detect(steps.logits(steps.advance(first)[:, -1]).float())
+        return likeliest_languages(steps.logits(steps.advance(first)[:, -1]).float(), self.language_ids)
 
     def _start(
         self,
@@ -205,7 +189,8 @@ class Decoder:
         if prompts is None and (settings.detect_language or "auto" in wanted):
             first = torch.full((len(wanted), 1), builder.start_id, device=device)
             logits = steps.logits(steps.advance(first)[:, -1]).float()
-            detected, no_speech = self._detect(logits), self._no_speech(logits)
+            detected = likeliest_languages(logits, self.language_ids)
+            no_speech = no_speech_probs(logits, self.no_speech_id)
             languages = [code if want == "auto" else want for want, (code, _) in zip(wanted, detected, strict=True)]
         if "auto" in languages:
             raise ValueError("prompts need a language each; detect it in the first window")
@@ -222,24 +207,13 @@ class Decoder:
             return _Start(languages, detected, no_speech, prefix, padding, limits, steps, None)
         heard = steps.advance(prefix[:, steps.length :])
         if logits is None and settings.no_speech_threshold is not None:
-            no_speech = self._no_speech(steps.logits(heard[:, widest]).float())
+            no_speech = no_speech_probs(steps.logits(heard[:, widest]).float(), self.no_speech_id)
         logits = steps.logits(heard[:, -1])
         return _Start(languages, detected, no_speech, prefix, padding, limits, steps, logits)
 
     def _prompt_ids(self, prompt: Sequence[int]) -> list[int]:
         ids = list(prompt)[-self.label_builder.max_prompt_tokens :]
         return [self.label_builder.previous_id, *ids] if ids else []
-
-    def _detect(self, logits: Tensor) -> list[tuple[str, float]]:
-        ids = torch.tensor(list(self.language_ids.values()), device=logits.device)
-        probabilities, best = logits[:, ids].softmax(-1).max(-1)
-        codes = list(self.language_ids)
-        return [(codes[i], p) for i, p in zip(best.tolist(), probabilities.tolist(), strict=True)]
-
-    def _no_speech(self, logits: Tensor) -> list[float | None]:
-        if self.no_speech_id is None:
-            return [None] * len(logits)
-        return list((logits[:, self.no_speech_id] - logits.logsumexp(-1)).exp().tolist())
 
     def _say(
         self,
@@ -322,14 +296,3 @@ class Decoder:
         text = decoded.text if tokens == decoded.tokens else self.reader.text(tokens)
         segments = self.reader.segments(tokens, window_s) if settings.timestamps else ()
         return replace(decoded, text=text, tokens=tokens, segments=tuple(judged(s, decoded) for s in segments))
-
-
-def judged(segment: Segment, decoded: Decoded) -> Segment:
-    """Write beside a segment how sure the model was of the window that it stands in."""
-    return replace(
-        segment,
-        avg_logprob=decoded.avg_logprob,
-        no_speech_prob=decoded.no_speech_prob,
-        compression_ratio=decoded.compression_ratio,
-        temperature=decoded.temperature,
-    )

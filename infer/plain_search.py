@@ -5,17 +5,24 @@ from __future__ import annotations
 from infer.decoding import DecodeSettings
 
 
-def verify_plain_search(settings: DecodeSettings, program: str, *, has_beams: bool = True) -> None:
+def verify_plain_search(
+    settings: DecodeSettings, program: str, *, has_beams: bool = True, has_words: bool = False
+) -> None:
     """Stop where the same settings would not mean the same search.
 
     Args:
         settings: how to decode.
         program: that is asked, for the message.
         has_beams: whether it searches with beams as ours does.
+        has_words: whether it finds times of words as ours does.
 
     Raises:
         ValueError: naming the setting.
     """
+    if settings.word_times and not has_words:
+        raise ValueError(
+            f"decoding.word_times=true is not offered under {program}; torch and CTranslate2 find times of words"
+        )
     unlike = {
         "num_beams": settings.num_beams != 1 and not has_beams,
         "timestamps": settings.timestamps,

@@ -11,6 +11,7 @@ from data.features import FRAMES_PER_S, MAX_WINDOW_S
 from infer.decoding import Decoded, judged
 from infer.reading import TokenReader
 from infer.subtitles import Segment
+from infer.word_times import fit_segment, moved
 
 FRAMES_PER_TIMESTAMP = 2  # 0.02 s
 RESET_TEMPERATURE = 0.5  # a text that needed more chance than this is no prompt for the next window
@@ -36,6 +37,7 @@ class SequentialRecording:
         self._reader = reader
         self._conditioned = conditioned
         self._prompt: list[int] = []
+        self._last_word_end_s = 0.0
 
     @property
     def is_done(self) -> bool:
@@ -71,8 +73,11 @@ class SequentialRecording:
         num_expected = GRACE_WINDOWS + self.seek / FRAMES_PER_S
         if advance == 0 or len(self.windows) > num_expected:
             parts, advance = self._whole(decoded, size), size
+        num_before = 0
         for start, end, tokens in parts:
-            self._add(start, end, tokens, decoded)
+            num_text = self._reader.num_text(tokens)
+            self._add(start, end, tokens, decoded, (num_before, num_before + num_text))
+            num_before += num_text
         if self._conditioned:
             said = [token for _, _, tokens in parts for token in self._reader.words(tokens)]
             self._prompt = [] if decoded.temperature > RESET_TEMPERATURE else [*self._prompt, *said]
@@ -110,9 +115,15 @@ class SequentialRecording:
     def _frame(self, token: int) -> int:
         return FRAMES_PER_TIMESTAMP * max(0, token - self._reader.timestamp_begin)
 
-    def _add(self, start: int, end: int, tokens: list[int], decoded: Decoded) -> None:
+    def _add(self, start: int, end: int, tokens: list[int], decoded: Decoded, place: tuple[int, int]) -> None:
+        """Keep a segment; `place` says which of the window's tokens of text are its own."""
         text = self._reader.text(tokens)
         first, last = (min((self.seek + frame) / FRAMES_PER_S, self.duration_s) for frame in (start, end))
         if not text or last <= first:
             return
-        self.segments.append(judged(Segment(first, last, text), decoded))
+        segment = judged(Segment(first, last, text), decoded)
+        if decoded.alignment is not None:
+            words = moved(decoded.alignment.between(*place), self.seek / FRAMES_PER_S, end_s=self.duration_s)
+            segment = fit_segment(segment, words, median_s=decoded.alignment.median_s, last_end_s=self._last_word_end_s)
+            self._last_word_end_s = segment.words[-1].end_s if segment.words else self._last_word_end_s
+        self.segments.append(segment)

@@ -8,6 +8,20 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word with its punctuation, and when it is said."""
+
+    start_s: float
+    """Seconds from the beginning of the recording."""
+    end_s: float
+    """Seconds, not before `start_s`."""
+    text: str
+    """Without spaces around it."""
+    probability: float = field(default=math.nan, compare=False)
+    """Mean of its tokens'."""
+
+
+@dataclass(frozen=True)
 class Segment:
     """A stretch of speech with its text."""
 
@@ -25,6 +39,8 @@ class Segment:
     """Of the text; above 2.4 it repeats itself."""
     temperature: float | None = field(default=None, compare=False)
     """At which the text was found."""
+    words: tuple[Word, ...] = ()
+    """Of the text, in order; empty where times of words were not asked for."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.end_s) and 0 <= self.start_s <= self.end_s):
@@ -41,7 +57,7 @@ def format_txt(transcript: object) -> str:
 
 
 def format_json(transcript: object) -> str:
-    """Return text, language, duration and all segments, times in seconds as they are."""
+    """Return text, language, duration and all segments with their words, times in seconds as they are."""
     document = {
         "text": _field(transcript, "text"),
         "language": _field(transcript, "language"),
@@ -90,7 +106,7 @@ def _field(item: object, name: str) -> Any:
 
 def _known(segment: Segment) -> dict[str, Any]:
     """The fields of a segment that have a value."""
-    return {name: value for name, value in asdict(segment).items() if value is not None}
+    return {name: value for name, value in asdict(segment).items() if value is not None and value != ()}
 
 
 def _segments(transcript: object) -> list[Segment]:

@@ -72,6 +72,11 @@ class _Piece:
     def end_s(self) -> float:
         return self.start_s + len(self.waveform) / SAMPLING_RATE
 
+    @property
+    def sounding(self) -> int:
+        """Frames of the window that hold sound."""
+        return len(self.waveform) // HOP_LENGTH
+
 
 class Transcriber:
     """Transcribe files or waveforms in batches of one window edge each."""
@@ -258,6 +263,7 @@ class Transcriber:
                         self.settings,
                         languages=[languages[pieces[i].source] for i in batch],
                         **({} if prompts is None else {"prompts": [prompts[i] for i in batch]}),
+                        **({"num_frames": [pieces[i].sounding for i in batch]} if self.settings.word_times else {}),
                     )
                 self.processing_s += watch.elapsed_s
                 yield batch, results

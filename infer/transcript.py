@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from data.texts import join_texts
 from infer.decoding import Decoded, judged
 from infer.sequential import SequentialRecording
 from infer.subtitles import Segment
+from infer.word_times import fit_segment, moved
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,15 @@ def join_pieces(parts: Sequence[tuple[float, float, Decoded]], duration_s: float
     """
     first = parts[0][2]
     segments: list[Segment] = []
+    last_end_s = 0.0
     for start_s, piece_end_s, decoded in parts:
         end_s = min(piece_end_s, duration_s)
-        if decoded.segments:
-            segments += [
-                replace(s, start_s=min(start_s + s.start_s, end_s), end_s=min(start_s + s.end_s, end_s))
-                for s in decoded.segments
-            ]
-        elif decoded.text:
-            segments.append(judged(Segment(start_s, end_s, decoded.text), decoded))
+        for segment in _segments_of(decoded, start_s, end_s):
+            fitted = segment
+            if decoded.alignment is not None:
+                fitted = fit_segment(segment, segment.words, median_s=decoded.alignment.median_s, last_end_s=last_end_s)
+                last_end_s = fitted.words[-1].end_s if fitted.words else last_end_s
+            segments.append(fitted)
     return Transcript(
         text=join_texts((decoded.text for _, _, decoded in parts if decoded.text), first.language),
         language=first.language,
@@ -77,3 +78,17 @@ def join_pieces(parts: Sequence[tuple[float, float, Decoded]], duration_s: float
         is_cut=any(decoded.is_cut for _, _, decoded in parts),
         windows=tuple(decoded for _, _, decoded in parts),
     )
+
+
+def _segments_of(decoded: Decoded, start_s: float, end_s: float) -> Iterator[Segment]:
+    """Yield the segments of a piece in seconds of the recording; without any, the piece is one."""
+    if not decoded.segments and decoded.text:
+        words = () if decoded.alignment is None else moved(decoded.alignment.all(), start_s, end_s=end_s)
+        yield judged(Segment(start_s, end_s, decoded.text, words=words), decoded)
+    for segment in decoded.segments:
+        yield replace(
+            segment,
+            start_s=min(start_s + segment.start_s, end_s),
+            end_s=min(start_s + segment.end_s, end_s),
+            words=moved(segment.words, start_s, end_s=end_s),
+        )

@@ -25,6 +25,7 @@ from infer.artefact import RECORD_NAME, load_tokenizer
 from infer.backends.ctranslate2 import Shape
 from infer.decoder_steps import DecoderSteps
 from infer.decoding import EXTRA_TOKENS, MAX_TOKENS_PER_S, POSITIONS_PER_S, Decoded, DecodeSettings
+from infer.detection import likeliest_languages
 from infer.export.onnx import DECODER, DECODER_WITH_PAST, ENCODER, INSTALL
 from infer.export.onnx_graphs import cache_names
 from infer.plain_search import verify_plain_search
@@ -198,7 +199,7 @@ class OnnxDecoder:
         chosen, detected = list(wanted), [(code, math.nan) for code in wanted]
         if settings.detect_language or "auto" in wanted:
             first = torch.full((len(wanted), 1), builder.start_id)
-            detected = self._detect(steps.advance(first)[:, -1])
+            detected = likeliest_languages(steps.advance(first)[:, -1], self.language_ids)
             chosen = [code if want == "auto" else want for want, (code, _) in zip(wanted, detected, strict=True)]
         prefix = torch.tensor([builder.prefix_ids(code, settings.task, timestamps=False) for code in chosen])
         limit = settings.max_new_tokens or EXTRA_TOKENS + hidden.shape[1] * MAX_TOKENS_PER_S // POSITIONS_PER_S
@@ -226,11 +227,6 @@ class OnnxDecoder:
             )
             for i, said in enumerate(found)
         ]
-
-    def _detect(self, logits: Tensor) -> list[tuple[str, float]]:
-        probabilities, best = logits[:, list(self.language_ids.values())].softmax(-1).max(-1)
-        codes = list(self.language_ids)
-        return [(codes[i], p) for i, p in zip(best.tolist(), probabilities.tolist(), strict=True)]
 
 
 def _past_names(num_caches: int) -> list[str]:
