@@ -21,9 +21,11 @@ from transformers import PreTrainedTokenizerBase, WhisperConfig
 from data.labels import LabelBuilder
 from data.windows import Windows, build_windows, full_windows
 from infer.artefact import RECORD_NAME, load_artefact, load_tokenizer
+from infer.backends.ctranslate2_words import CTranslate2Aligner
 from infer.decoding import EXTRA_TOKENS, MAX_TOKENS_PER_S, POSITIONS_PER_S, Decoded, Decoder, DecodeSettings
 from infer.export.ctranslate2 import import_ctranslate2
 from infer.plain_search import verify_plain_search
+from infer.word_times import Alignment
 
 PATIENCE = 4.0
 """Beams that must finish before the search stops, in multiples of `num_beams`.
@@ -128,13 +130,19 @@ class CTranslate2Decoder:
         self._ctranslate2 = import_ctranslate2()
         self.artefact = artefact
         self.label_builder = LabelBuilder(artefact.tokenizer, max_positions=artefact.model.config.max_target_positions)
+        self._aligner = CTranslate2Aligner(artefact.runtime, artefact.tokenizer, self.label_builder)
         self._detector: Decoder | None = None
         if not artefact.runtime.is_multilingual:
             full = load_artefact(artefact_dir, compute="fp32")
             self._detector = Decoder(full.model, full.tokenizer)
 
     def decode(
-        self, input_features: Tensor, settings: DecodeSettings, *, languages: Sequence[str] | None = None
+        self,
+        input_features: Tensor,
+        settings: DecodeSettings,
+        *,
+        languages: Sequence[str] | None = None,
+        num_frames: Sequence[int] | None = None,
     ) -> list[Decoded]:
         """Decode a batch of windows, as `Decoder.decode` does.
 
@@ -142,11 +150,12 @@ class CTranslate2Decoder:
             input_features: (B, M, F) float32 on the CPU.
             settings: how to decode.
             languages: language of each clip, in place of `settings.language`.
+            num_frames: mel frames of each window that hold sound; only times of words need it.
 
         Raises:
             ValueError: for settings that CTranslate2's search does not have as ours has them.
         """
-        verify_plain_search(settings, "CTranslate2")
+        verify_plain_search(settings, "CTranslate2", has_words=True)
         features = np.ascontiguousarray(input_features.numpy())
         view = self._ctranslate2.StorageView.from_array(features)
         num_positions = features.shape[2] // 2
@@ -169,6 +178,11 @@ class CTranslate2Decoder:
             suppress_blank=bool(self.artefact.begin_suppress_tokens),
             suppress_tokens=list(self.artefact.suppress_tokens),
         )
+        alignments: list[Alignment | None] = [None] * len(results)
+        if settings.word_times:
+            sounding = [features.shape[2]] * len(results) if num_frames is None else list(num_frames)
+            said = [result.sequences_ids[0] for result in results]
+            alignments = self._aligner.align(heard, said, chosen, settings.task, sounding, num_positions)
         return [
             Decoded(
                 text=self.artefact.tokenizer.decode(result.sequences_ids[0], skip_special_tokens=True).strip(),
@@ -177,6 +191,7 @@ class CTranslate2Decoder:
                 language_probability=detected[i][1],
                 segments=(),
                 is_cut=len(result.sequences_ids[0]) >= limit,
+                alignment=alignments[i],
             )
             for i, result in enumerate(results)
         ]
