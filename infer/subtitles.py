@@ -17,7 +17,7 @@ class Word:
     """Seconds, not before `start_s`."""
     text: str
     """Without spaces around it."""
-    probability: float = field(default=math.nan, compare=False)
+    probability: float = field(compare=False)
     """Mean of its tokens'."""
 
 

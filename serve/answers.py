@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Response
@@ -14,18 +15,22 @@ from infer.transcript import Transcript
 MEDIA_TYPES = {"text": "text/plain", "srt": "text/plain", "vtt": "text/vtt"}
 
 
-def write_answer(transcript: Transcript, response_format: str, *, task: str) -> Response:
+def write_answer(
+    transcript: Transcript, response_format: str, *, task: str, granularities: Sequence[str] = ()
+) -> Response:
     """Return the answer to a request.
 
     Args:
         transcript: what was heard.
         response_format: `json`, `text`, `srt`, `verbose_json` or `vtt`.
         task: `transcribe` or `translate`.
+        granularities: `segment` and `word`, of `verbose_json`; none is `segment`.
     """
     if response_format in MEDIA_TYPES:
         writer = FORMATS["txt" if response_format == "text" else response_format]
         return Response(writer(transcript), media_type=f"{MEDIA_TYPES[response_format]}; charset=utf-8")
-    body = verbose(transcript, task) if response_format == "verbose_json" else short(transcript)
+    is_verbose = response_format == "verbose_json"
+    body = verbose(transcript, task, granularities or ("segment",)) if is_verbose else short(transcript)
     return Response(_json(body), media_type="application/json")
 
 
@@ -35,9 +40,31 @@ def short(transcript: Transcript) -> dict[str, Any]:
     return {"text": transcript.text, "usage": usage}
 
 
-def verbose(transcript: Transcript, task: str) -> dict[str, Any]:
-    """Return the `verbose_json` form, and beside OpenAI's fields how sure the model was of the language."""
-    segments = [
+def verbose(transcript: Transcript, task: str, granularities: Sequence[str]) -> dict[str, Any]:
+    """Return the `verbose_json` form, and beside OpenAI's fields how sure the model was of the language and of words.
+
+    As with OpenAI, who asks for words alone gets no segments.
+    """
+    times: dict[str, Any] = {}
+    if "segment" in granularities:
+        times["segments"] = _segments(transcript)
+    if "word" in granularities:
+        times["words"] = _words(transcript)
+    return {
+        "task": task,
+        "language": LANGUAGES.get(transcript.language, transcript.language),
+        "language_code": transcript.language,
+        "language_probability": round(transcript.language_probability, 4) if transcript.is_detected else None,
+        "duration": round(transcript.duration_s, 3),
+        "text": transcript.text,
+        **times,
+        "is_cut": transcript.is_cut,
+        "usage": short(transcript)["usage"],
+    }
+
+
+def _segments(transcript: Transcript) -> list[dict[str, Any]]:
+    return [
         {
             "id": i,
             "seek": 0,
@@ -52,17 +79,19 @@ def verbose(transcript: Transcript, task: str) -> dict[str, Any]:
         }
         for i, segment in enumerate(transcript.segments)
     ]
-    return {
-        "task": task,
-        "language": LANGUAGES.get(transcript.language, transcript.language),
-        "language_code": transcript.language,
-        "language_probability": round(transcript.language_probability, 4) if transcript.is_detected else None,
-        "duration": round(transcript.duration_s, 3),
-        "text": transcript.text,
-        "segments": segments,
-        "is_cut": transcript.is_cut,
-        "usage": short(transcript)["usage"],
-    }
+
+
+def _words(transcript: Transcript) -> list[dict[str, Any]]:
+    return [
+        {
+            "word": word.text,
+            "start": round(word.start_s, 3),
+            "end": round(word.end_s, 3),
+            "probability": round(word.probability, 4),
+        }
+        for segment in transcript.segments
+        for word in segment.words
+    ]
 
 
 def event(body: dict[str, Any]) -> bytes:

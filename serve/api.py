@@ -124,7 +124,7 @@ async def _answer(request: Request, engine: Engine, uploads: UploadFolder, *, ta
             )
         work = asyncio.create_task(engine.transcribe(path, options, has_place=has_place))
         transcript = await _unless_gone(request, work)
-        return write_answer(transcript, form.response_format, task=task)
+        return write_answer(transcript, form.response_format, task=task, granularities=form.granularities)
 
 
 async def _take_place(request: Request, engine: Engine, stack: contextlib.AsyncExitStack) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from data.audio import Waveform
+from data.features import HOP_LENGTH
 from infer.decoding import Decoded, DecodeSettings
 from serve.runtime import Runtime
 
@@ -58,6 +59,8 @@ def decode_batch(runtime: Runtime, batch: Batch) -> Answer:
         more: dict[str, Any] = {}
         if batch.prompt is not None:
             more["prompts"] = [runtime.prompt_ids(batch.prompt, language) for language in languages]
+        if batch.settings.word_times:
+            more["num_frames"] = [len(batch.waveforms[i]) // HOP_LENGTH for i in ordered]
         features: Any = groups[0] if len(groups) == 1 else groups
         found = runtime.decoder.decode(features, batch.settings, languages=languages, **more)
         of_row = dict(zip(ordered, found, strict=True))

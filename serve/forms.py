@@ -88,6 +88,7 @@ def _checked(form: FormData, task: str) -> TranscriptionForm:
         profile=_text(form, "profile"),
         temperature=_number(form, "temperature"),
         prompt=_text(form, "prompt") or None,
+        words="word" in granularities,
     )
     return TranscriptionForm(file, options, response_format, granularities, stream)
 
@@ -100,8 +101,6 @@ def _verify_granularities(granularities: tuple[str, ...], response_format: str) 
     unknown = [name for name in granularities if name not in GRANULARITIES]
     if unknown:
         raise _wrong("timestamp_granularities", f"timestamp_granularities must be among {', '.join(GRANULARITIES)}")
-    if "word" in granularities:
-        raise _wrong("timestamp_granularities", "times of words are not offered; take `segment`")
 
 
 def _language(given: str) -> str:

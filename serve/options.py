@@ -30,6 +30,8 @@ class Options:
     """Name of a decode profile; empty takes the first."""
     timestamps: bool = False
     """Predict times of segments; only where `Engine.has_timestamps` says that the model can."""
+    words: bool = False
+    """Find when each word is said; all runtimes but ONNX Runtime can, also of models that predict no times."""
     temperature: float | None = None
     """In place of the profile's; above 0 tokens are drawn."""
     prompt: str | None = None
@@ -69,7 +71,18 @@ def resolve(options: Options, facts: Facts, profiles: Mapping[str, DecodeSetting
         raise _wrong("profile", f"profile {profile!r} must be one of {', '.join(facts.profiles)}")
     if options.timestamps and not facts.has_timestamps:
         raise _wrong("timestamp_granularities", "this model was not trained to predict times")
-    settings = replace(profiles[profile], language="auto", task=options.task, timestamps=options.timestamps)
+    if options.words and not facts.has_words:
+        raise _wrong(
+            "timestamp_granularities",
+            f"runtime {facts.description['runtime']} finds no times of words; torch and ctranslate2 do",
+        )
+    settings = replace(
+        profiles[profile],
+        language="auto",
+        task=options.task,
+        timestamps=options.timestamps,
+        word_times=options.words,
+    )
     if options.temperature:
         if not 0 <= options.temperature <= MAX_TEMPERATURE:
             raise _wrong("temperature", f"temperature {options.temperature} must lie in 0 to {MAX_TEMPERATURE:g}")
@@ -100,10 +113,10 @@ def verify_profiles(profiles: Mapping[str, DecodeSettings]) -> None:
         ValueError: for a profile that reads recordings by predicted times.
     """
     for name, settings in profiles.items():
-        if settings.long_form != "chunked" or settings.timestamps:
+        if settings.long_form != "chunked" or settings.timestamps or settings.word_times:
             raise ValueError(
                 f"profile {name}: the service cuts recordings itself, and asks for times where a caller does; "
-                "give decoding.long_form=chunked and decoding.timestamps=false"
+                "give decoding.long_form=chunked, decoding.timestamps=false and decoding.word_times=false"
             )
 
 

@@ -58,6 +58,8 @@ class Facts:
     profiles: tuple[str, ...]
     """Names of those that the runtime offers."""
     has_timestamps: bool
+    has_words: bool
+    """Whether the runtime finds times of words."""
     has_prompts: bool
     mixes_lengths: bool
     """Whether windows of several lengths can share a batch."""
@@ -87,6 +89,7 @@ def prepare(runtime: Runtime, load: Load) -> Facts:
         languages=tuple(code for code in LANGUAGE_CODES if f"<|{code}|>" in vocabulary),
         profiles=profiles,
         has_timestamps=is_trained and _offers(runtime, DecodeSettings(timestamps=True)),
+        has_words=_offers(runtime, DecodeSettings(word_times=True)),
         has_prompts=load.runtime == "torch",
         mixes_lengths=load.runtime == "torch",
         self_test=tested,

@@ -122,6 +122,27 @@ def test_openais_client_gets_every_format(service, clips, expected):
     assert isinstance(translated.text, str)
 
 
+def test_words_have_times_where_they_are_asked_for(service, clips, long):
+    path, _ = long
+    transcriber = Transcriber(load_artefact(BASE), DecodeSettings(word_times=True))
+    for source, heard in zip((clips[1], path), transcriber.transcribe([clips[1], path]), strict=True):
+        full = service.hear(source, response_format="verbose_json", timestamp_granularities=["word"])
+        said = [word for segment in heard.segments for word in segment.words]
+        assert [word.word for word in full.words] == [word.text for word in said]
+        assert [(word.start, word.end) for word in full.words] == [
+            pytest.approx((word.start_s, word.end_s), abs=1e-3) for word in said
+        ]
+        assert all(0 < word.probability <= 1 for word in full.words)
+        assert full.segments is None
+    assert full.words[-1].end > 30
+    both = service.hear(path, response_format="verbose_json", timestamp_granularities=["word", "segment"])
+    assert [(word.word, word.start) for word in both.words] == [(word.word, word.start) for word in full.words]
+    assert [segment.text for segment in both.segments] == [segment.text for segment in heard.segments]
+    plain = service.hear(path, response_format="verbose_json")
+    assert (plain.words, plain.text) == (None, full.text)
+    assert len(plain.segments) > 1
+
+
 def test_a_stream_tells_window_by_window_and_ends_with_the_whole(service, long):
     path, heard = long
     events = list(service.hear(path, stream=True))
@@ -150,11 +171,12 @@ def test_models_say_what_they_are_and_no_path(service):
         ({"extra_body": {"url": "http://127.0.0.1/a.wav"}}, 400, "invalid_url"),
         ({"extra_body": {"profile": "best"}}, 400, "invalid_profile"),
         (
-            {"response_format": "verbose_json", "timestamp_granularities": ["word"]},
+            {"response_format": "verbose_json", "timestamp_granularities": ["letter"]},
             400,
             "invalid_timestamp_granularities",
         ),
         ({"timestamp_granularities": ["segment"]}, 400, "invalid_timestamp_granularities"),
+        ({"timestamp_granularities": ["word"]}, 400, "invalid_timestamp_granularities"),
         ({"stream": True, "response_format": "srt"}, 400, "invalid_stream"),
         ({"file": b"this is no audio" * 50}, 400, "audio_invalid"),
         ({"file": b""}, 400, "audio_invalid"),
