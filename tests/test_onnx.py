@@ -21,6 +21,7 @@ pytest.importorskip("onnxscript", reason="the extra `runtimes` is not installed"
 
 from infer.backends.onnx import OnnxDecoder, load_onnx  # noqa: E402
 from infer.export.onnx import convert_to_onnx, quantise_graphs  # noqa: E402
+from infer.transcriber import Transcriber  # noqa: E402
 from tests.conftest import tiny_whisper  # noqa: E402
 
 SETTINGS = DecodeSettings(max_new_tokens=24)
@@ -139,6 +140,9 @@ def test_settings_that_would_search_otherwise_are_refused(converted: Path):
     for changed in ({"num_beams": 5}, {"timestamps": True}, {"no_speech_threshold": 0.6}, {"max_repetitions": 3}):
         with pytest.raises(ValueError, match=rf"decoding\.{next(iter(changed))}.*decoding=greedy"):
             decoder.decode(features(100, 1), replace(SETTINGS, **changed))
+    transcriber = Transcriber(decoder.artefact, replace(SETTINGS, word_times=True), decoder=decoder)
+    with pytest.raises(ValueError, match=r"word_times=true is not offered under ONNX Runtime; torch and CTranslate2"):
+        transcriber.transcribe([np.zeros(16_000, np.float32)])
 
 
 def test_a_provider_that_is_not_there_is_not_replaced_in_silence(converted: Path):

@@ -178,7 +178,12 @@ class OnnxDecoder:
 
     @torch.inference_mode()
     def decode(
-        self, input_features: Tensor, settings: DecodeSettings, *, languages: Sequence[str] | None = None
+        self,
+        input_features: Tensor,
+        settings: DecodeSettings,
+        *,
+        languages: Sequence[str] | None = None,
+        num_frames: Sequence[int] | None = None,
     ) -> list[Decoded]:
         """Decode a batch of windows, as `Decoder.decode` does.
 
@@ -186,6 +191,7 @@ class OnnxDecoder:
             input_features: (B, M, F) float32 on the CPU.
             settings: how to decode; greedy, without times.
             languages: language of each clip, in place of `settings.language`.
+            num_frames: of times of words, which are refused here.
 
         Raises:
             ValueError: for settings of another search.
