@@ -4,8 +4,9 @@ python -m benchmarks.export                          # all sections; writes resu
 python -m benchmarks.export --only clients int8 --quick
 python -m benchmarks.export --table                  # the README's table, from what was measured
 
-Sections: `clients` and `int8` transcribe the held-out sets of the demo; `geometry` loads and decodes a model of
-large-v3's sizes, narrow and with random weights, in each client; `large` exports one of 1.54 billion parameters
+Sections: `clients` and `int8` transcribe the held-out sets of the demo; `sizes` compares files of large-v3's width,
+since tables of positions weigh more in a narrow model; `geometry` loads and decodes a model of large-v3's sizes, narrow
+and with random weights, in each client; `large` exports one of 1.54 billion parameters
 (`--large-layers` makes it smaller) in a process whose memory is watched.
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import PROJECT, RESULTS, write_result
-from benchmarks.export_shapes import measure_geometry, measure_large
+from benchmarks.export_shapes import measure_geometry, measure_large, measure_sizes, weights_size
 from data.rows import Row
 from data.sources import Source
 from infer.clients.client import CLIENTS, ClientRequest, run_client_in_process
@@ -31,7 +32,7 @@ from infer.score.held_out import read_held_out
 
 ARTEFACT = PROJECT / "runs/demo/export"
 CORPUS = PROJECT / "data/demo/corpus"
-SECTIONS = ("clients", "int8", "geometry", "large")
+SECTIONS = ("clients", "int8", "sizes", "geometry", "large")
 QUICK_CLIPS = 20
 INT8 = (
     ("faster_whisper", "ctranslate2", {"quantization": "float16"}),
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_CLIPS} clips of each set; nothing is written")
     parser.add_argument("--clips", type=int, help="of each set, every n-th one; all where it is not given")
     parser.add_argument(
-        "--client", choices=CLIENTS, help="in `clients` ask ours and this one; the others stay as they are"
+        "--client", choices=CLIENTS, help="in `clients` and `int8` ask this one; the others stay as they are"
     )
     parser.add_argument("--table", action="store_true", help="print the README's table and stop")
     parser.add_argument("--large-layers", type=int, default=32)
@@ -73,7 +74,9 @@ def main() -> None:
                 found[section] = measure_clients(sources, scratch, alone=arguments.client, known=known.get(section, ()))
                 print(render_markdown(found[section]))
             elif section == "int8":
-                found[section] = measure_int8(sources, scratch)
+                found[section] = measure_int8(sources, scratch, alone=arguments.client, known=known.get(section, ()))
+            elif section == "sizes":
+                found[section] = measure_sizes(scratch, INT8)
             elif section == "geometry":
                 found[section] = measure_geometry(scratch)
             else:
@@ -135,12 +138,21 @@ def measure_clients(
     return results
 
 
-def measure_int8(sources: Sequence[Source], scratch: Path) -> list[dict[str, Any]]:
-    """Hold every 8-bit and 5-bit file against FP16 in the same program."""
+def measure_int8(
+    sources: Sequence[Source], scratch: Path, *, alone: str | None = None, known: Sequence[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """Hold every 8-bit and 5-bit file against FP16 in the same program.
+
+    Args:
+        sources: the held-out sets.
+        scratch: for formats and answers.
+        alone: a client that is asked alone; the other rows are those that are known.
+        known: rows of an earlier run, on the same clips.
+    """
     rows = read_held_out(sources)
     results: list[dict[str, Any]] = []
     halves: dict[str, dict[str, Any]] = {}
-    for client, name, changes in INT8:
+    for client, name, changes in [entry for entry in INT8 if alone in (None, entry[0])]:
         options = FormatOptions(**{name: type(getattr(FormatOptions(), name))(**changes)})
         path = scratch / "int8" / name_result(name, options)
         build_format(name, ARTEFACT, path, options)
@@ -156,12 +168,8 @@ def measure_int8(sources: Sequence[Source], scratch: Path) -> list[dict[str, Any
         row["weights_file_bytes"] = weights_size(path)
         results.append(row)
         print(row, flush=True)
-    return results
-
-
-def weights_size(path: Path) -> int:
-    """Return the size without tokenizers and records, which weigh more than the weights of a tiny model."""
-    return sum(f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")) if f.suffix not in (".json",))
+    new = {row["file"]: row for row in results}
+    return [new.get(row["file"], row) for row in known] if alone is not None else results
 
 
 def ask(client: str, path: Path, sources: Sequence[Source], scratch: Path, *, windows: str) -> dict[str, Any]:

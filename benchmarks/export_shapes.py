@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -105,6 +106,38 @@ def measure_geometry(scratch: Path) -> list[dict[str, Any]]:
         facts = {k: found[k] for k in ("languages", "failed", "absent", "version") if k in found}
         results.append({"client": client, "decodes": said is not None, "texts": said, **facts})
     return results
+
+
+def measure_sizes(
+    scratch: Path, files: Sequence[tuple[str, str, Mapping[str, Any]]], *, layers: int = 4
+) -> dict[str, Any]:
+    """Compare quantised files with FP16 files of the same runtime, at large-v3's width, vocabulary and positions.
+
+    Args:
+        scratch: for the files; each is removed when it is measured, but the artefact.
+        files: client, format and options; the FP16 one of a format stands before those that are held against it.
+        layers: of encoder and decoder; with all 32, positions and vectors are a smaller share still.
+    """
+    artefact = write_random(scratch / "wide", layers=layers, width=1280, heads=20)
+    halves: dict[str, int] = {}
+    results = []
+    for _, name, changes in files:
+        options = FormatOptions(**{name: type(getattr(FormatOptions(), name))(**changes)})
+        stored = getattr(options, name).stored
+        if stored == "fp32":
+            continue
+        path = build_format(name, artefact, scratch / f"wide-{name_result(name, options)}", options)
+        size = weights_size(path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        halves.setdefault(name, size)
+        results.append({"file": path.name, "weights_file_bytes": size, "size_of_fp16": size / halves[name]})
+        print(results[-1], flush=True)
+    return {"layers": layers, "width": 1280, "vocabulary": VOCABULARY, "files": results}
+
+
+def weights_size(path: Path) -> int:
+    """Return the size without tokenizers and records, which weigh more than the weights of a tiny model."""
+    return sum(f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")) if f.suffix not in (".json",))
 
 
 def measure_large(scratch: Path, *, layers: int) -> dict[str, Any]:

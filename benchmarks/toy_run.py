@@ -25,7 +25,7 @@ import peft  # noqa: F401  # a child would import it anew, for longer than it ru
 import soundfile
 import torch
 
-import infer.artefact
+import infer.half
 import train.run
 from scripts.settings import compose_config, to_plain
 from scripts.train import settings_from_plain
@@ -203,7 +203,7 @@ class ToyRuns:
 
 def adapt(run_dir: Path) -> None:
     """Prepare a child: no curves, and the clips of every update written down."""
-    infer.artefact.MAX_FLUSHED_SHARE = 1e-2
+    infer.half.MAX_FLUSHED_SHARE = 1e-2
     train.run.draw_curves = lambda *_args, **_options: None  # type: ignore[assignment]
     real = Loop._update
 

@@ -32,22 +32,25 @@ from transformers import (
 from data.labels import special_id
 from data.windows import Windows, build_windows, full_windows
 from infer.encoder import WindowedWhisper
+from infer.generation_config import clean_generation_config
+from infer.half import FP16_MAX, TIED_NAMES, RejectedError, cast_to_half
 from infer.weights import WEIGHTS_NAME, file_sha256, save_weights, stored_dtype, weight_files, weights_sha256
 
-__all__ = ["WEIGHTS_NAME", "Artefact", "RejectedError", "file_sha256", "load_artefact", "write_artefact"]
+__all__ = [
+    "FP16_MAX",
+    "TIED_NAMES",
+    "WEIGHTS_NAME",
+    "Artefact",
+    "RejectedError",
+    "cast_to_half",
+    "clean_generation_config",
+    "file_sha256",
+    "load_artefact",
+    "write_artefact",
+]
 
 RECORD_NAME = "mezzavoce.json"
-FP16_MAX = 65504.0  # largest finite FP16; a weight beyond it becomes infinite
-MAX_FLUSHED_SHARE = 1e-5  # of the non-zero weights, that may become zero in FP16
-NUM_FLUSHED_ALLOWED = 16  # in any case; of a small model one weight is more than the share
 COMPUTE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-KEPT_GENERATION_FIELDS = (
-    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
-    *("suppress_tokens", "begin_suppress_tokens", "max_length", "transformers_version", "_from_model_config"),
-)
-"""Of the fields that every `GenerationConfig` has; fields of Whisper's own, such as `lang_to_id`, are all kept."""
-TIED_NAMES = ("proj_out.weight",)
-"""Stored once, as the decoder's embedding; Whisper's output layer shares it."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,6 @@ class Artefact:
             "source": self.record.get("source"),
             "trained_steps": self.record.get("trained_steps"),
         }
-
-
-class RejectedError(RuntimeError):
-    """The weights cannot be stored in FP16 without loss that matters."""
 
 
 def resolve_compute(compute: str, device: torch.device) -> tuple[torch.dtype, str]:
@@ -174,44 +173,6 @@ def _verify_ids(path: Path, config: WhisperConfig, tokenizer: PreTrainedTokenize
         raise ValueError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}")
 
 
-def cast_to_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cast FP32 weights to FP16 once.
-
-    Args:
-        state: name to FP32 tensor, adapters merged; tied names may be present.
-
-    Returns:
-        Name to contiguous FP16 tensor on the CPU, tied names left out.
-
-    Raises:
-        RejectedError: if a weight is not finite, too large for FP16, or too many would become zero.
-    """
-    faults: list[str] = []
-    half: dict[str, Tensor] = {}
-    flushed: dict[str, int] = {}
-    num_nonzero = 0
-    for name, tensor in state.items():
-        if name in TIED_NAMES:
-            continue
-        if not bool(torch.isfinite(tensor).all()):
-            faults.append(f"{name} holds NaN or infinity")
-        elif float(tensor.abs().max()) > FP16_MAX:
-            faults.append(f"{name} reaches {float(tensor.abs().max()):.3g}, FP16 ends at {FP16_MAX:g}")
-        cast = tensor.detach().to("cpu", torch.float16).contiguous()
-        num_nonzero += int((tensor != 0).sum())
-        flushed[name] = int(((tensor != 0).cpu() & (cast == 0)).sum())
-        half[name] = cast
-    num_flushed = sum(flushed.values())
-    if num_flushed > max(NUM_FLUSHED_ALLOWED, MAX_FLUSHED_SHARE * num_nonzero):
-        worst = max(flushed, key=lambda name: flushed[name])
-        faults.append(
-            f"{num_flushed} of {num_nonzero} non-zero weights would become zero, {flushed[worst]} of them in {worst}"
-        )
-    if faults:
-        raise RejectedError("the weights do not fit FP16: " + "; ".join(faults))
-    return half
-
-
 def write_artefact(
     target: Path,
     state: Mapping[str, Tensor],
@@ -268,22 +229,6 @@ def _write_configs(
     written.use_cache = True
     written.save_pretrained(str(folder))
     clean_generation_config(generation_config or GenerationConfig()).save_pretrained(str(folder))
-
-
-def clean_generation_config(generation_config: GenerationConfig) -> GenerationConfig:
-    """Return a copy that knows ids and suppress lists, and nothing of what a caller asks for.
-
-    Forced ids, language and task go, and so do settings of the search, such as a repetition penalty: `generate` fills
-    in from here whatever it was not told, and a number would then not mean what stands beside it.
-    """
-    cleaned = copy.deepcopy(generation_config)
-    for name, value in vars(GenerationConfig()).items():
-        if name not in KEPT_GENERATION_FIELDS:
-            setattr(cleaned, name, copy.deepcopy(value))
-    for name in ("forced_decoder_ids", "language", "task"):
-        if getattr(cleaned, name, None) is not None:
-            setattr(cleaned, name, None)
-    return cleaned
 
 
 def _write_processor(folder: Path, config: WhisperConfig, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from infer.decoding import DecodeSettings
+
+LACKED_LISTS = {
+    "openai_whisper": ("begin_suppress_tokens",),
+    "whisper_cpp": ("suppress_tokens", "begin_suppress_tokens"),
+}
+"""By client, the lists of `generation_config.json` that it cannot be given; whisper.cpp has a pattern of text alone."""
+
+
+def lacked_lists(client: str, artefact_dir: Path) -> tuple[str, ...]:
+    """Return the lists of an artefact that a client does without, because it knows none of its kind."""
+    file = artefact_dir / "generation_config.json"
+    generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return tuple(name for name in LACKED_LISTS.get(client, ()) if generation.get(name))
 
 
 def verify_plain_search(

@@ -17,6 +17,7 @@ if not __package__:  # run by path: scripts/ would hide the package `train` and 
 from omegaconf import DictConfig
 from rich.console import Console
 
+from infer.doctor.converted import KINDS, ConvertedModel, examine_converted, recognise, repair_converted
 from infer.doctor.examination import CHECKS, Examination, examine
 from infer.doctor.folder import Weights
 from infer.doctor.repair import repair
@@ -58,8 +59,8 @@ def build_settings(config: DictConfig) -> DoctorSettings:
     return build(DoctorSettings, to_plain(config), path="doctor")
 
 
-def consult(settings: DoctorSettings, *, console: Console) -> Examination:
-    """Examine a folder, say what was found, repair a copy where asked, and return the last examination.
+def consult(settings: DoctorSettings, *, console: Console) -> Examination | ConvertedModel:
+    """Examine a model, say what was found, repair a copy where asked, and return the last examination.
 
     Raises:
         FileNotFoundError: if a folder is not there.
@@ -69,17 +70,46 @@ def consult(settings: DoctorSettings, *, console: Console) -> Examination:
     base = None if settings.base is None else Path(settings.base).expanduser()
     if base is not None and not base.is_dir():
         raise FileNotFoundError(f"base={base} is no folder; it is the model that was fine-tuned")
-    found = examine(Path(settings.artefact).expanduser(), masters=masters)
+    path = Path(settings.artefact).expanduser()
+    kind = recognise(path)
+    if kind is not None:
+        return _consult_converted(settings, path, kind, console)
+    found = examine(path, masters=masters)
     _say(found, console)
     if settings.fix and found.findings:
         mended = repair(found, settings.target, base=base, masters=masters)
         console.print(f"repaired copy: {settings.target} ({', '.join(mended) or 'nothing'} mended)", soft_wrap=True)
         found = examine(settings.target, masters=masters)
         _say(found, console)
+    _write_json(settings, found)
+    return found
+
+
+def _consult_converted(settings: DoctorSettings, path: Path, kind: str, console: Console) -> ConvertedModel:
+    """Examine a model that was converted for one runtime, and repair a copy where asked."""
+    found = examine_converted(path, kind)
+    _say_converted(found, console)
+    if settings.fix and found.findings:
+        mended = repair_converted(found, settings.target)
+        console.print(f"repaired copy: {settings.target} ({', '.join(mended)} mended)", soft_wrap=True)
+        found = examine_converted(settings.target, kind)
+        _say_converted(found, console)
+    _write_json(settings, found)
+    return found
+
+
+def _say_converted(found: ConvertedModel, console: Console) -> None:
+    facts = "".join(f", {value:,} {name.replace('_', ' ')}" for name, value in found.facts.items())
+    console.print(f"{found.path} is a model for {KINDS[found.kind]} ({found.kind}){facts}", soft_wrap=True)
+    if found.findings:
+        console.print(render_findings(found))
+    console.print(render_verdicts(found))
+
+
+def _write_json(settings: DoctorSettings, found: Examination | ConvertedModel) -> None:
     if settings.json is not None:
         text = json.dumps(found.describe(), ensure_ascii=False, indent=2, allow_nan=False)
         Path(settings.json).write_text(text + "\n", encoding="utf-8")
-    return found
 
 
 def _say(found: Examination, console: Console) -> None:

@@ -133,7 +133,7 @@ def _write_all(
         reports.append(_write(entry, own, facts))
         if settings.report.record:
             recorded = {"overall": entry.score.overall, "languages": entry.score.languages}
-            amend_record(Path(path), evaluation={**recorded, **facts})
+            amend_record(Path(path), evaluation={**recorded, **facts, "artefact_sha256": entry.artefact["sha256"]})
     if findings.duels:
         comparison = {
             "duels": [duel.describe() for duel in findings.duels],

@@ -32,7 +32,7 @@ from infer.gate.gate import run_gate
 from infer.gate.publish import Published, publish, write_record
 from infer.gate.runtimes import Candidate
 from infer.gate.settings import GateSettings
-from infer.gate.tables import render_parity, render_runtimes
+from infer.gate.tables import remarks, render_parity, render_runtimes
 from infer.score.held_out import read_held_out
 from infer.transcriber import best_device
 from scripts.settings import build, entry_point, to_plain
@@ -133,9 +133,8 @@ def show(record: Mapping[str, Any], console: Console) -> None:
     console.print(render_parity(record))
     if record["runtimes"]:
         console.print(render_runtimes(record))
-    for row in record["runtimes"]:
-        if row.get("reason"):
-            console.print(f"{row['client']} ({row['format']}): {row['reason']}", highlight=False, soft_wrap=True)
+    for line in remarks(record):
+        console.print(line, highlight=False, soft_wrap=True)
     for miss in record["misses"]:
         console.print(f"missed: {miss['part']}: {miss['sentence']}", style="red", highlight=False, soft_wrap=True)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 import scripts.evaluate
 from data.sources import Source
 from data.windows import build_windows
-from infer.artefact import cast_to_half, write_artefact
+from infer.artefact import cast_to_half, file_sha256, write_artefact
 from infer.score.contest import Entry, find_forgetting, hold_duels, losers, render_contest
 from infer.score.evaluation import Prediction, score_predictions
 from infer.score.sets import name_artefacts, name_sets, read_sets
@@ -105,6 +105,7 @@ def test_every_artefact_and_set_has_its_report_and_all_have_one_comparison(two_a
 
 def test_one_artefact_and_one_set_write_what_they_always_wrote(two_artefacts, two_sets, tmp_path: Path):
     config = [f"artefact={two_artefacts[0]}", f"dataset.test={two_sets[0]}", f"report.dir={tmp_path / 'report'}"]
+    config += ["report.record=true"]
     settings = scripts.evaluate.build_settings(compose_config("evaluate", [*config, "decoding.max_new_tokens=12"]))
     evaluate_all(settings, console=QUIET)
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
@@ -115,6 +116,9 @@ def test_one_artefact_and_one_set_write_what_they_always_wrote(two_artefacts, tw
     report = read(tmp_path / "report/report.json")
     assert report.keys() >= {"artefact", "overall", "languages", "settings"}
     assert report["settings"]["test"] == [str(two_sets[0])]
+    recorded = read(two_artefacts[0] / "mezzavoce.json")["evaluation"]
+    assert recorded["artefact_sha256"] == file_sha256(two_artefacts[0] / "model.safetensors")
+    assert recorded["overall"] == report["overall"]
 
 
 def test_an_evaluation_that_was_stopped_goes_on_where_it_was(two_artefacts, two_sets, tmp_path: Path, monkeypatch):

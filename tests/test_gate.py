@@ -29,10 +29,11 @@ from infer.gate.parity import check_parity, verify_castable
 from infer.gate.publish import publish, write_record
 from infer.gate.runtimes import Candidate, compare_runtimes, score_plainly
 from infer.gate.settings import GateSettings, Tolerance
-from infer.gate.tables import render_parity, render_runtimes, runtimes_markdown
+from infer.gate.tables import remarks, render_parity, render_runtimes, runtimes_markdown
 from infer.gate.texts import compare_texts, predictions_of
 from infer.gate.timestamps import LongReading, Way, judge_times
 from infer.gate.verdict import Miss, reasons_for
+from infer.plain_search import lacked_lists
 from infer.score.held_out import read_held_out, transcribe_rows
 from infer.score.utterances import Prediction
 from infer.transcriber import Transcriber
@@ -480,6 +481,38 @@ def test_a_file_is_rejected_with_its_reason_beside_it(tmp_path):
     done = publish([Candidate("ggml", "ggml", "f16", file)], {"ggml": tmp_path / "out/ggml.bin"}, record)
     assert done.rejected["ggml"].read_bytes() == b"ggml"
     assert "whisper.cpp" in (tmp_path / "out/rejected/ggml.bin.reason.json").read_text()
+
+
+@pytest.mark.parametrize("is_missed", [False, True])
+def test_the_ranks_beside_a_file_go_where_the_file_goes(tmp_path, is_missed):
+    file = tmp_path / "staging/openai-fp16.pt"
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    file.with_suffix(".tiktoken").write_text("ranks")
+    misses = [Miss("runtime", "it differs", ("openai",))] if is_missed else []
+    targets = {"openai": tmp_path / "out/openai-fp16.pt"}
+    publish([Candidate("openai", "openai", "fp16", file)], targets, _record(tmp_path, misses))
+    place = tmp_path / "out" / ("rejected" if is_missed else "")
+    assert (place / "openai-fp16.tiktoken").read_text() == "ranks"
+    assert (place / "openai-fp16.pt").read_bytes() == b"weights"
+
+
+def test_half_arithmetic_is_given_fewer_clips_on_a_cpu_unless_told():
+    assert (GateSettings().half_clips_on("cpu"), GateSettings().half_clips_on("cuda")) == (20, 200)
+    assert GateSettings(half_clips=7).half_clips_on("cpu") == GateSettings(half_clips=7).half_clips_on("cuda") == 7
+    with pytest.raises(ValueError, match="half_clips=0"):
+        GateSettings(half_clips=0)
+
+
+def test_a_list_that_a_runtime_cannot_be_given_is_named(artefact_dir, tmp_path):
+    file = artefact_dir / "generation_config.json"
+    assert lacked_lists("whisper_cpp", artefact_dir) == ()
+    file.write_text(json.dumps({**json.loads(file.read_text()), "suppress_tokens": [5]}))
+    assert lacked_lists("whisper_cpp", artefact_dir) == ("suppress_tokens",)
+    assert lacked_lists("openai_whisper", artefact_dir) == lacked_lists("faster_whisper", artefact_dir) == ()
+    record = _record(tmp_path)
+    record["runtimes"].append({"client": "whisper.cpp", "format": "ggml", "lacks": ["suppress_tokens"]})
+    assert remarks(record)[-1] == "whisper.cpp (ggml) cannot be given the artefact's suppress_tokens"
 
 
 def test_a_miss_of_all_concerns_every_format_and_the_record_is_readable(tmp_path):

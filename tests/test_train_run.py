@@ -67,7 +67,7 @@ def kept_switches(monkeypatch):
 
     The gate allows one in a hundred thousand: in a model of 74,000 weights not a single one.
     """
-    monkeypatch.setattr("infer.artefact.MAX_FLUSHED_SHARE", 1e-2)
+    monkeypatch.setattr("infer.half.MAX_FLUSHED_SHARE", 1e-2)
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

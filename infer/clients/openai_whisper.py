@@ -12,7 +12,7 @@ import torch
 from data.audio import Waveform
 from infer.clients.client import Client, ClientRequest, Heard
 from infer.decoding import DecodeSettings
-from infer.export.openai import load_alignment_heads
+from infer.export.openai import load_alignment_heads, load_suppressed
 from infer.plain_search import verify_plain_search
 
 
@@ -65,6 +65,7 @@ class OpenAIWhisperClient:
         if ranks.is_file():
             _replace_tokenizer(ranks)
         self._settings = settings
+        self._suppressed = load_suppressed(file)
         self.weights_bytes = sum(p.numel() * p.element_size() for p in self._model.parameters())
         self.version = f"openai-whisper {version('openai-whisper')}"
 
@@ -79,7 +80,7 @@ class OpenAIWhisperClient:
             temperature=0.0,
             beam_size=settings.num_beams if settings.num_beams > 1 else None,
             sample_len=settings.max_new_tokens,
-            suppress_tokens=None,
+            suppress_tokens=list(self._suppressed) or None,  # with a list it adds the control tokens by itself
             suppress_blank=False,
             without_timestamps=True,
             fp16=False,

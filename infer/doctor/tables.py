@@ -5,12 +5,13 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
+from infer.doctor.converted import ConvertedModel
 from infer.doctor.examination import Examination
 
 STYLES = {"works": "green", "trouble": "yellow", "broken": "bold red"}
 
 
-def render_verdicts(examination: Examination) -> Table:
+def render_verdicts(examination: Examination | ConvertedModel) -> Table:
     """Lay out one row a runtime."""
     table = Table(title=Text(f"{examination.path} in each runtime"))
     for heading in ("runtime", "verdict", "because of"):
@@ -21,7 +22,7 @@ def render_verdicts(examination: Examination) -> Table:
     return table
 
 
-def render_findings(examination: Examination) -> Table:
+def render_findings(examination: Examination | ConvertedModel) -> Table:
     """Lay out one row a finding: what was found, and what to type."""
     table = Table(title=Text(f"{len(examination.findings)} findings"), show_lines=True)
     for heading in ("check", "found", "what to do"):

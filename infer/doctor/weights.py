@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infer.artefact import FP16_MAX, MAX_FLUSHED_SHARE, NUM_FLUSHED_ALLOWED, TIED_NAMES
 from infer.doctor.findings import HALF_RUNTIMES, OURS, RUNTIMES, TRANSFORMERS, Finding
 from infer.doctor.folder import ModelFolder
+from infer.half import FP16_MAX, MAX_FLUSHED_SHARE, NUM_FLUSHED_ALLOWED, TIED_NAMES
 
 MIN_NORMAL = 2.0**-14  # FP16; below it a value loses bits, and some hardware takes it for zero
 MAX_SUBNORMAL_SHARE = 0.05  # of the non-zero weights; weights drawn from N(0, 0.02) have 0.0025

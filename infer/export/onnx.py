@@ -19,15 +19,17 @@ from torch.export import Dim
 
 from infer.artefact import RECORD_NAME, load_artefact, refuse_remote_code
 from infer.encoder import WindowedWhisper
+from infer.export.onnx_files import join_graphs
 from infer.export.onnx_graphs import DecoderGraph, DecoderWithPastGraph, EncoderGraph, cache_names
+from infer.export.onnx_int8 import quantise_graphs
 from infer.weights import file_sha256, weights_sha256
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-ENCODER, DECODER, DECODER_WITH_PAST = "encoder.onnx", "decoder.onnx", "decoder_with_past.onnx"
+GRAPHS = ENCODER, DECODER, DECODER_WITH_PAST = "encoder.onnx", "decoder.onnx", "decoder_with_past.onnx"
 COPIED_FILES = ("config.json", "generation_config.json", "tokenizer.json", "preprocessor_config.json")
 OPTIONAL_FILES = ("tokenizer_config.json", "processor_config.json")
 MAX_PROTOBUF_BYTES = 2**31 - 2**24
-"""Of one file; larger weights go into a file of their own beside it."""
+"""Of a graph with its weights in it, which is how they are traced; larger ones are traced into a file beside it."""
 OPSET = 18
 INSTALL = 'pip install "mezzavoce[runtimes]"'
 
@@ -37,13 +39,13 @@ def convert_to_onnx(artefact_dir: Path, target: Path, *, dtype: str = "fp32", in
 
     Batch, frames, tokens and past are free in the graphs, so any window that the model was trained with goes in.
     Features and logits are FP32 in any case; FP16 graphs hold FP16 weights, hidden states and caches. On a CPU without
-    FP16 arithmetic ONNX Runtime casts them and computes in FP32.
+    FP16 arithmetic ONNX Runtime casts them and computes in FP32. The weights of all three lie in one file beside them.
 
     Args:
         artefact_dir: ours, or any in Hugging Face's format with safetensors.
         target: the folder; one that is there is replaced when the new one is whole.
         dtype: a name in `DTYPES`.
-        int8: quantise the matrices and the embedding, one scale a channel; activations as they come, at run time.
+        int8: quantise all matrices, tables and filters, one scale a channel; activations as they come, at run time.
 
     Raises:
         ValueError: for another type, or int8 of FP16 graphs.
@@ -63,14 +65,16 @@ def convert_to_onnx(artefact_dir: Path, target: Path, *, dtype: str = "fp32", in
     try:
         temporary.mkdir(parents=True)
         model = load_artefact(artefact_dir, compute="fp32").model.to(DTYPES[dtype]).eval()
+        traced = temporary / "traced"
+        traced.mkdir()
+        is_large = _export_graphs(model, traced)
         if int8:
-            whole = temporary / "fp32"
-            whole.mkdir()
-            _export_graphs(model, whole)
-            quantise_graphs(whole, temporary)
+            whole, traced = traced, temporary / "int8"
+            traced.mkdir()
+            quantise_graphs(whole, traced, GRAPHS, is_large=is_large)
             shutil.rmtree(whole)
-        else:
-            _export_graphs(model, temporary)
+        join_graphs(traced, temporary, GRAPHS)
+        shutil.rmtree(traced)
         for name in (*COPIED_FILES, *OPTIONAL_FILES):
             if (artefact_dir / name).is_file():
                 shutil.copyfile(artefact_dir / name, temporary / name)
@@ -94,7 +98,8 @@ def _verify_packages() -> None:
         raise RuntimeError(f"ONNX export needs onnx, onnxscript and onnxruntime ({e}); type {INSTALL}") from e
 
 
-def _export_graphs(model: WindowedWhisper, folder: Path) -> None:
+def _export_graphs(model: WindowedWhisper, folder: Path) -> bool:
+    """Trace the three graphs, and return whether weights lie beside them."""
     # Of examples no size is 1: torch.export would take it for a constant.
     config = model.config
     rows, frames, tokens = Dim("rows"), Dim("half_frames"), Dim("tokens")
@@ -130,6 +135,7 @@ def _export_graphs(model: WindowedWhisper, folder: Path) -> None:
         outputs=["logits", *cache_names(config.decoder_layers, "present", with_encoder=False)],
         shapes=({0: rows, 1: tokens}, [own, own, cross, cross] * config.decoder_layers),
     )
+    return any(folder.glob("*.data"))
 
 
 def _export(
@@ -156,28 +162,6 @@ def _export(
             opset_version=OPSET,
             external_data=num_bytes > MAX_PROTOBUF_BYTES,
             verbose=False,
-        )
-
-
-def quantise_graphs(source: Path, folder: Path) -> None:
-    """Write int8 graphs of the FP32 graphs of a folder into another one.
-
-    Convolutions and tables of positions stay in FP32, so a small encoder shrinks little.
-
-    Args:
-        source: with the three graphs.
-        folder: is there.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    for name in (ENCODER, DECODER, DECODER_WITH_PAST):
-        quantize_dynamic(
-            str(source / name),
-            str(folder / name),
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-            use_external_data_format=(source / f"{name}.data").is_file(),
         )
 
 

@@ -34,7 +34,7 @@ from torch import Tensor
 from transformers import WhisperConfig
 
 from infer.artefact import load_tokenizer, refuse_remote_code
-from infer.export.openai_layout import NUM_TEXT, openai_layout, openai_sizes, read_tensors, token_bytes
+from infer.export.openai_layout import NUM_TEXT, Layout, openai_layout, openai_sizes, read_tensors, token_bytes
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 PLACEHOLDER = b"\xff<gap %d>"
@@ -72,6 +72,7 @@ def convert_to_openai(artefact_dir: Path, target_file: Path, *, dtype: str = "fp
     heads = _alignment_heads(artefact_dir, sizes)
     if heads is not None:
         content["alignment_heads"] = heads
+    content["suppress_tokens"] = _suppressed(artefact_dir, layout)
     ranks = target_file.with_suffix(".tiktoken")
     temporary = target_file.parent / f".tmp-{target_file.name}-{uuid.uuid4().hex[:8]}"
     try:
@@ -92,6 +93,20 @@ def load_alignment_heads(file: Path) -> bytes | None:
     """Return what `model.set_alignment_heads` takes; None where the artefact had none."""
     heads: str | None = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get("alignment_heads")
     return None if heads is None else heads.encode()
+
+
+def load_suppressed(file: Path) -> list[int]:
+    """Return what `DecodingOptions(suppress_tokens=...)` takes: ids of the artefact's list, where they are now."""
+    found: list[int] = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get("suppress_tokens") or []
+    return list(found)
+
+
+def _suppressed(artefact_dir: Path, layout: Layout) -> list[int]:
+    """Return the places of the ids that the artefact never says."""
+    file = artefact_dir / "generation_config.json"
+    listed = json.loads(file.read_text(encoding="utf-8")).get("suppress_tokens") if file.is_file() else None
+    wanted = {index for index in listed or [] if index >= 0}
+    return [place for place, index in enumerate(layout.rows) if index in wanted]
 
 
 def _alignment_heads(artefact_dir: Path, sizes: dict[str, int]) -> str | None:

@@ -26,8 +26,9 @@ from infer.compare.measurement import Request, measure_in_process
 from infer.decode_settings import DecodeSettings
 from infer.doctor.examination import Examination, examine
 from infer.doctor.findings import OURS
+from infer.gate.arithmetic import judge_arithmetic, judge_headroom
 from infer.gate.clips import GateClips, made_sounds
-from infer.gate.forced import Agreement, Headroom, HeadroomMeter, compare_forced, measure_headroom
+from infer.gate.forced import HeadroomMeter, compare_forced, measure_headroom
 from infer.gate.settings import GateSettings
 from infer.gate.texts import compare_texts
 from infer.gate.verdict import Miss, percent
@@ -181,7 +182,7 @@ def _half_and_strict(
     if masters is not None:
         strict.model.load_state_dict(dict(masters), strict=False)
         strict.model.tie_weights()
-    rows, waveforms = _some(clips, settings.half_clips)
+    rows, waveforms = _some(clips, settings.half_clips_on(device.type))
     with HeadroomMeter(half.model) as found:
         agreement = compare_forced(half, strict, rows, waveforms, windows=half.windows, batch_size=settings.batch_size)
         if not half.windows.is_stock:  # other runtimes run it so
@@ -202,59 +203,14 @@ def _half_and_strict(
     }
     heads = {"clips": found, **sounds}
     return [
-        ("P3", figures, _judge_arithmetic(agreement, texts, settings)),
-        ("P4", {name: head.describe() for name, head in heads.items()}, _judge_headroom(heads, settings)),
+        ("P3", figures, judge_arithmetic(agreement, texts, settings)),
+        ("P4", {name: head.describe() for name, head in heads.items()}, judge_headroom(heads, settings)),
     ]
 
 
 def _some(clips: GateClips, count: int) -> tuple[list[Row], list[Any]]:
     step = max(1, -(-len(clips.rows) // count))
     return list(clips.rows[::step]), clips.waveforms()[::step]
-
-
-def _judge_arithmetic(agreement: Agreement, texts: Any, settings: GateSettings) -> list[Miss]:
-    tolerance, found = settings.tolerance, agreement.describe()
-    misses = []
-    if found["top1"] < tolerance.top1:
-        misses.append(
-            f"FP16 and FP32 expect the same token in {percent(found['top1'])} % of {found['tokens']:,}, allowed "
-            f"{percent(tolerance.top1)} % or more (gate.tolerance.top1)"
-        )
-    if not found["kl"] <= tolerance.kl:  # NaN misses, too
-        misses.append(
-            f"FP16 diverges from FP32 by {found['kl']:.2g} nats a token, allowed {tolerance.kl:g} (gate.tolerance.kl)"
-        )
-    if texts.loss_of_words(tolerance.wer):
-        misses.append(
-            f"WER of FP16 is {100 * texts.wer:+.2f} points from FP32, allowed {100 * tolerance.wer:g} "
-            "(gate.tolerance.wer)"
-        )
-    if texts.loss_of_characters(tolerance.cer):
-        misses.append(
-            f"CER of FP16 is {100 * texts.cer:+.2f} points from FP32, allowed {100 * tolerance.cer:g} "
-            "(gate.tolerance.cer)"
-        )
-    if texts.new_faults:
-        misses.append(
-            f"{len(texts.new_faults)} texts are empty or loop in FP16 alone, such as that of {texts.new_faults[0]!r}"
-        )
-    return [Miss("P3", sentence) for sentence in misses]
-
-
-def _judge_headroom(heads: Mapping[str, Headroom], settings: GateSettings) -> list[Miss]:
-    misses = []
-    for name, head in heads.items():
-        if head.num_nonfinite:
-            misses.append(f"on {name}, {head.num_nonfinite:,} values in half arithmetic are NaN or infinite")
-        if head.num_clamped:
-            misses.append(f"on {name}, encoder layers cut off {head.num_clamped:,} values at FP16's largest")
-        if head.share > settings.tolerance.headroom:
-            module = max(head.largest, key=lambda key: head.largest[key])
-            misses.append(
-                f"on {name}, {module} reaches {percent(head.share, 0)} % of FP16's largest value, allowed "
-                f"{percent(settings.tolerance.headroom, 0)} % (gate.tolerance.headroom)"
-            )
-    return [Miss("P4", sentence) for sentence in misses]
 
 
 def describe_evaluation(
@@ -291,7 +247,8 @@ def _manifest(artefact: Artefact, evaluation: Mapping[str, Any]) -> Part:
             said, found = claimed["overall"].get(name), evaluation["overall"].get(name)
             if said != found:
                 misses.append(f"the manifest says {name} {percent(said)} %, the artefact has {percent(found)} %")
-    found = {"claimed": bool(claimed), "same_set": is_same, "artefact_sha256": artefact.sha256}
+    names = {"claimed": bool(claimed), "names_weights": sha256 is not None}
+    found = {**names, "same_set": is_same, "artefact_sha256": artefact.sha256}
     return "P5", found, [Miss("P5", sentence) for sentence in misses]
 
 

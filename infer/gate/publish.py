@@ -18,6 +18,8 @@ from infer.gate.tables import to_markdown
 from infer.gate.verdict import reasons_for
 
 REJECTED = "rejected"
+COMPANIONS = (".tiktoken",)
+"""Suffixes of what an export writes beside its file."""
 KEPT_IN_MANIFEST = ("verdict", "misses", "clips", "tolerance", "long_form", "date")
 
 
@@ -68,6 +70,7 @@ def publish(
             place = target.parent / REJECTED / target.name
             _write_reason(candidate.path, reasons, record)
             _move(candidate.path, place)
+            _move_companions(candidate.path, place)
             if candidate.path.with_name(_reason_name(candidate.path)).is_file():
                 _move(candidate.path.with_name(_reason_name(candidate.path)), place.with_name(_reason_name(place)))
             rejected[candidate.name] = place
@@ -78,6 +81,7 @@ def publish(
             evaluation = {"evaluation": record["evaluation"]} if is_judged else {}
             amend_record(candidate.path, gate=mark, **evaluation)
         _move(candidate.path, target)
+        _move_companions(candidate.path, target)
         published[candidate.name] = target
     return Published(published, rejected, is_forced)
 
@@ -110,6 +114,14 @@ def _move(source: Path, target: Path) -> None:
     except OSError as e:
         raise RuntimeError(f"cannot move {source} to {target}: {e.strerror or e}") from e
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def _move_companions(source: Path, target: Path) -> None:
+    """Move what belongs to a file and lies beside it, such as the ranks of openai's; of a folder there is nothing."""
+    if target.is_file():
+        for suffix in COMPANIONS:
+            if source.with_suffix(suffix).is_file():
+                _move(source.with_suffix(suffix), target.with_suffix(suffix))
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:

@@ -15,6 +15,7 @@ from infer.gate.clips import GateClips
 from infer.gate.settings import GateSettings
 from infer.gate.texts import TextDifference, compare_texts, predictions_of
 from infer.gate.verdict import Miss, percent
+from infer.plain_search import lacked_lists
 from infer.score.normalise import headline_metric
 from infer.score.rates import tally
 from infer.score.utterances import Prediction
@@ -84,6 +85,7 @@ def compare_runtimes(
             found = ask(kind.name, candidate.path, "full")
             row = _row(kind.title, candidate.name, "30 s", found, full)
             own = _judge_client(kind.title, candidate, found, row, settings)
+            row["lacks"] = list(lacked_lists(kind.name, artefact))
             row["verdict"] = "not run" if found.is_absent else "missed" if own else "passed"
             rows.append(row)
             misses += own

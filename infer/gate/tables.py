@@ -88,6 +88,7 @@ def parity_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             (
                 "P3",
+                f"{found['clips']} clips: "
                 f"same token {percent(found['forced']['top1'])} %, {found['forced']['kl']:.1e} nats a token; at 30 s "
                 f"{percent(found['forced_30_s']['top1'])} %; WER {100 * found['texts']['wer']:+.2f} points, "
                 f"{percent(found['texts']['identical'], 1)} % of texts identical",
@@ -99,11 +100,33 @@ def parity_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         share = parity["P4"][worst]["share_of_max"]
         lines.append(("P4", f"largest activation {percent(share)} % of FP16's largest, on {worst}; {hits} clamp hits"))
     if "P5" in parity:
-        lines.append(("P5", f"figures of {parity['P5']['artefact_sha256'][:12]} stand in the manifest"))
+        lines.append(("P5", _manifest_line(parity["P5"])))
     if record.get("windows"):
         lines.append(("windows", record["windows"]["sentence"]))
     if record.get("long_form"):
         lines.append(("timestamps", record["long_form"]["sentence"]))
+    return lines
+
+
+def _manifest_line(found: Mapping[str, Any]) -> str:
+    """Say what figures the manifest had, and that it gets those of the gate."""
+    weights = found["artefact_sha256"][:12]
+    if not found["claimed"]:
+        return f"no figures in the manifest before; the gate writes those of {weights}"
+    if not found.get("names_weights", True):
+        return f"the manifest's figures did not say of which weights; the gate writes those of {weights}"
+    compared = "" if found["same_set"] else ", on other clips, so not compared"
+    return f"the manifest's figures are of {weights}{compared}"
+
+
+def remarks(record: Mapping[str, Any]) -> list[str]:
+    """Return why runtimes were not run, and what a runtime does without."""
+    lines = [f"{r['client']} ({r['format']}): {r['reason']}" for r in record["runtimes"] if r.get("reason")]
+    lines += [
+        f"{r['client']} ({r['format']}) cannot be given the artefact's {' and '.join(r['lacks'])}"
+        for r in record["runtimes"]
+        if r.get("lacks")
+    ]
     return lines
 
 
@@ -126,7 +149,6 @@ def to_markdown(record: Mapping[str, Any]) -> str:
             about = f" ({', '.join(miss['formats'])})" if miss["formats"] else ""
             lines.append(f"- {miss['part']}{about}: {miss['sentence']}")
         lines.append("")
-    absent = [row for row in record["runtimes"] if row.get("reason")]
-    if absent:
-        lines += [f"- {row['client']} ({row['format']}): {row['reason']}" for row in absent] + [""]
+    if remarks(record):
+        lines += [*(f"- {line}" for line in remarks(record)), ""]
     return "\n".join(lines)
