@@ -46,12 +46,12 @@ class Workload:
     num_beams: int = 1
     num_processes: int = 1
     shard: str = "none"
-    """`zero2`, `zero3`: weights, gradients and moments are cut over the processes; `deepspeed_zero1`, `2`: moments are."""
+    """`zero2`, `zero3`: all is cut over the processes; `deepspeed_zero1`, `deepspeed_zero2`: moments are."""
     device: Literal["cuda", "cpu"] = "cuda"
 
     @property
     def num_shards(self) -> int:
-        """Pieces that weights and gradients are cut into; those of DeepSpeed are reckoned whole, as each backward has them."""
+        """Pieces that weights and gradients are cut into; by DeepSpeed neither is, for each backward has them whole."""
         return self.num_processes if self.shard in ("zero2", "zero3") else 1
 
     @property
