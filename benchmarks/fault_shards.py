@@ -130,6 +130,25 @@ def plant_infinity(folder: Path, mode: str, shard: Shard) -> bool:
     )
 
 
+def judge(folder: Path, shard: Shard) -> dict[str, Any]:
+    """Return all that is measured of one way to share the work."""
+    folder.mkdir(parents=True)
+    toys = ToyRuns(folder / "toys", validation=True)
+    figures = {mode: compare_updates(folder, mode, shard) for mode in ("fp32", "fp16")}
+    interrupted = interrupt(toys, shard)
+    full = fill_disk_of_one(toys, shard)
+    alone = go_on_alone(toys, shard)
+    agreed = {
+        "bad clips left out": leave_out_bad_clips(folder, shard),
+        "infinity skipped, fp32": plant_infinity(folder, "fp32", shard),
+        "infinity skipped, fp16": plant_infinity(folder, "fp16", shard),
+        "killed, then equal": interrupted["again"] == [0, 0] and interrupted["resumed"] and interrupted["equal"],
+        "full disk borne": full["codes"] == [0, 0] and full["named"] and not full["rests"] and full["equal"],
+        "one process goes on": alone["refused"] and alone["code"] == 0 and len(alone["inexact"]) == 2,
+    }
+    return {**figures, "agreed": agreed}
+
+
 def start_two(
     toys: ToyRuns,
     name: str,
