@@ -101,14 +101,19 @@ def leave_out_bad_clips(folder: Path, shard: Shard) -> bool:
 
 
 def plant_infinity(folder: Path, mode: str, shard: Shard) -> bool:
-    """Plant an infinity in the gradient of rank 1 in the second of three updates: both skip that one, and no other."""
+    """Plant an infinity in the backward of rank 1 in the second of three updates: both skip that one, and no other."""
 
     def act(rank: int, path: Path) -> None:
         updater, weights = _updater(mode, shard)
-        planted = next(p for p in updater.objective.parameters() if p.requires_grad)
         armed = [False]
-        if rank == 1:
-            planted.register_hook(lambda gradient: torch.full_like(gradient, torch.inf) if armed[0] else gradient)
+
+        def plant(_module: Any, _inputs: Any, output: Tensor) -> None:
+            if armed[0] and rank == 1:
+                output.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+
+        # Not on a parameter: FSDP2 sets the gradient of a shard past its hooks.
+        norm = next(module for module in updater.objective.modules() if isinstance(module, torch.nn.LayerNorm))
+        norm.register_forward_hook(plant)
         skips, seen = [], []
         for update in range(3):
             armed[0] = update == 1
