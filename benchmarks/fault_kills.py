@@ -28,9 +28,15 @@ def reference(toys: ToyRuns) -> tuple[dict[str, Any], float, int]:
     return whole, again.elapsed_s, int(counted.read_text())
 
 
-def kill_runs(folder: Path, *, num_random: int, num_in_writes: int, workers: int) -> dict[str, Any]:
-    """SIGKILL at random moments and before touches of the disk; each run is then started again until its end."""
-    toys = ToyRuns(folder)
+def kill_runs(
+    folder: Path, *, num_random: int, num_in_writes: int, workers: int, in_background: bool = True
+) -> dict[str, Any]:
+    """SIGKILL at random moments and before touches of the disk; each run is then started again until its end.
+
+    What may be lost: written in the foreground, one interval; in the background, the updates besides that are made
+    while one write lasts. Here these are many, for an update takes milliseconds.
+    """
+    toys = ToyRuns(folder, f"trainer.save_in_background={str(in_background).lower()}")
     whole, elapsed_s, num_touches = reference(toys)
     rng = random.Random(0)
     cases: list[tuple[str, float]] = [("moment", rng.uniform(0.0, elapsed_s)) for _ in range(num_random)]
@@ -77,6 +83,7 @@ def kill_runs(folder: Path, *, num_random: int, num_in_writes: int, workers: int
         "newest_readable": sum(f["readable"] for f in found),
         "without_rest": sum(not f["left"] for f in found),
         "save_every_steps": INTERVAL,
+        "most_that_may_be_lost": "interval + updates during one write" if in_background else "interval",
         "most_updates_lost": lost,
         "seconds_of_one_run": round(elapsed_s, 2),
     }

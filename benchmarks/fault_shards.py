@@ -1,4 +1,4 @@
-"""Two processes over gloo with weights cut over both (FSDP2): the update of one process, and checkpoints in pieces."""
+"""Two processes over gloo that share the work (FSDP2, DeepSpeed): the update of one process, and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 import train.heartbeat
+import train.shard_files
 from benchmarks.accumulation import build_whisper
 from benchmarks.fault_ranks import SPLITS, batches_of, environments, in_two
 from benchmarks.toy_run import Ending, ToyRuns, log_lines, newest_step, sha256, wait_for
 from train.checkpoint import load_checkpoint, step_dir
+from train.exchange import Exchange
 from train.loss import TrainingObjective
 from train.moments import flatten_optimizer
 from train.precision import PrecisionSettings, inspect_device, resolve_precision
-from train.ranks import weight_hashes
+from train.ranks import Ranks, weight_hashes
 from train.runtime import build_accelerator
 from train.sharding import Shard, prepare_objective
 from train.shards import whole
 from train.step import Updater
+from train.zero import STAGES, ZeroExchange
 
-KINDS: tuple[Shard, ...] = ("zero2", "zero3")
+KINDS: tuple[Shard, ...] = ("zero2", "zero3", "deepspeed_zero1", "deepspeed_zero2")
 STATES = ("progress", "guard", "quarantine", "scaler", "random", "inexact")
 
 
@@ -39,7 +42,12 @@ def _updater(mode: str, shard: Shard) -> tuple[Updater, Callable[[], dict[str, T
     named = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     # Not AdamW, whose first step is the sign of a gradient: of one near zero that is the rounding.
     optimizer = torch.optim.SGD(named.values(), lr=0.1)
-    updater = Updater(prepared, optimizer, accelerator, max_grad_norm=1.0)
+    exchange = (
+        ZeroExchange(prepared, optimizer, accelerator, Ranks(), stage=STAGES[shard])
+        if shard in STAGES
+        else Exchange(prepared, optimizer, accelerator)
+    )
+    updater = Updater(exchange.objective, optimizer, accelerator, max_grad_norm=1.0, exchange=exchange)
     return updater, lambda: {name: whole(p.detach()).clone() for name, p in named.items()}
 
 
@@ -90,6 +98,60 @@ def leave_out_bad_clips(folder: Path, shard: Shard) -> bool:
         and not first["skipped"]
         and all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
     )
+
+
+def plant_infinity(folder: Path, mode: str, shard: Shard) -> bool:
+    """Plant an infinity in the backward of rank 1 in the second of three updates: both skip that one, and no other."""
+
+    def act(rank: int, path: Path) -> None:
+        updater, weights = _updater(mode, shard)
+        armed = [False]
+
+        def plant(_module: Any, _inputs: Any, output: Tensor) -> None:
+            if armed[0] and rank == 1:
+                output.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+
+        # Not on a parameter: FSDP2 sets the gradient of a shard past its hooks.
+        norm = next(module for module in updater.objective.modules() if isinstance(module, torch.nn.LayerNorm))
+        norm.register_forward_hook(plant)
+        skips, seen = [], []
+        for update in range(3):
+            armed[0] = update == 1
+            skips.append(updater.update(batches_of(SPLITS["uneven"][rank]), lr=0.1).skipped)
+            seen.append(weights())
+        scale = 0.0 if updater.scaler is None else updater.scaler.get_scale()
+        torch.save({"skips": skips, "weights": seen, "scale": scale}, path)
+
+    first, second = in_two(act, folder)
+    moved = [
+        any(not torch.equal(a, b) for a, b in zip(old.values(), new.values(), strict=True))
+        for old, new in zip(first["weights"], first["weights"][1:], strict=False)
+    ]
+    return bool(
+        first["skips"] == second["skips"] == [False, True, False]
+        and moved == [False, True]
+        and first["scale"] == second["scale"]
+        and all(torch.equal(first["weights"][2][name], w) for name, w in second["weights"][2].items())
+    )
+
+
+def judge(folder: Path, shard: Shard) -> dict[str, Any]:
+    """Return all that is measured of one way to share the work."""
+    folder.mkdir(parents=True)
+    toys = ToyRuns(folder / "toys", validation=True)
+    figures = {mode: compare_updates(folder, mode, shard) for mode in ("fp32", "fp16")}
+    interrupted = interrupt(toys, shard)
+    full = fill_disk_of_one(toys, shard)
+    alone = go_on_alone(toys, shard)
+    agreed = {
+        "bad clips left out": leave_out_bad_clips(folder, shard),
+        "infinity skipped, fp32": plant_infinity(folder, "fp32", shard),
+        "infinity skipped, fp16": plant_infinity(folder, "fp16", shard),
+        "killed, then equal": interrupted["again"] == [0, 0] and interrupted["resumed"] and interrupted["equal"],
+        "full disk borne": full["codes"] == [0, 0] and full["named"] and not full["rests"] and full["equal"],
+        "one process goes on": alone["refused"] and alone["code"] == 0 and len(alone["inexact"]) == 2,
+    }
+    return {**figures, "agreed": agreed}
 
 
 def start_two(
@@ -185,17 +247,21 @@ def die_at(step: int) -> None:
 
 
 def fill_disk_of_one(toys: ToyRuns, shard: Shard) -> dict[str, Any]:
-    """Let the second rank's write of its second checkpoint fail: training goes on, nothing is left of the attempt."""
+    """Let one rank's write of its second checkpoint fail: training goes on, nothing is left of the attempt.
+
+    The second rank's; with DeepSpeed the first one's, which alone writes.
+    """
+    failing = 0 if shard in STAGES else 1
 
     def full(rank: int) -> Callable[[], None] | None:
-        return _fail_second_write if rank == 1 else None
+        return (_fail_second_whole if shard in STAGES else _fail_second_write) if rank == failing else None
 
     name = f"{shard}-full"
     codes = [wait_for(pid).code for pid in start_two(toys, name, full, shard=shard)]
     checkpoints = toys.folder / name / "checkpoints"
     return {
         "codes": codes,
-        "named": "No space left on device" in toys.output(name) and "rank 1" in toys.output(name),
+        "named": "No space left on device" in toys.output(name) and f"rank {failing}" in toys.output(name),
         "rests": [path.name for path in checkpoints.iterdir() if path.name.startswith(".")],
         "equal": fingerprint(toys, name) == fingerprint(toys, f"{shard}-whole"),
     }
@@ -212,6 +278,19 @@ def _fail_second_write() -> None:
         return real(writer, plan, planner)
 
     HuggingFaceStorageWriter.write_data = write  # type: ignore[method-assign]
+
+
+def _fail_second_whole() -> None:
+    real = train.shard_files.save_checkpoint
+    count = [0]
+
+    def write(*arguments: Any) -> Path:
+        count[0] += 1
+        if count[0] == 2:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    train.shard_files.save_checkpoint = write
 
 
 def go_on_alone(toys: ToyRuns, shard: Shard) -> dict[str, Any]:

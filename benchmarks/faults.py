@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,16 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import torch
 
-from benchmarks import fault_cost, fault_files, fault_kills, fault_overflow, fault_ranks, fault_resume, fault_secrets
+from benchmarks import (
+    fault_cost,
+    fault_files,
+    fault_kills,
+    fault_overflow,
+    fault_ranks,
+    fault_resume,
+    fault_secrets,
+    fault_shards,
+)
 from benchmarks.environment import RESULTS, write_result
 from benchmarks.toy_run import NUM_UPDATES, spread
 
@@ -34,9 +44,17 @@ LOSSES = ("rank 1 killed", "rank 0 killed", "rank 1 stopped", "rank 1 hangs")
 
 def kills(folder: Path, quick: bool, workers: int) -> dict[str, Any]:
     """SIGKILL."""
-    return fault_kills.kill_runs(
-        folder, num_random=3 if quick else 140, num_in_writes=3 if quick else 60, workers=workers
+    background = fault_kills.kill_runs(
+        folder / "background", num_random=3 if quick else 140, num_in_writes=3 if quick else 60, workers=workers
     )
+    foreground = fault_kills.kill_runs(
+        folder / "foreground",
+        num_random=3 if quick else 30,
+        num_in_writes=3 if quick else 50,
+        workers=workers,
+        in_background=False,
+    )
+    return {**background, "in_the_foreground": foreground}
 
 
 def resume(folder: Path, quick: bool, workers: int) -> dict[str, Any]:
@@ -85,6 +103,13 @@ def ranks(folder: Path, quick: bool, workers: int) -> dict[str, Any]:
     }
 
 
+def shards(folder: Path, quick: bool, workers: int) -> dict[str, Any]:
+    """Two processes that share the work: FSDP2 and DeepSpeed."""
+    folder.mkdir(parents=True)
+    kinds = fault_shards.KINDS if find_spec("deepspeed") else fault_shards.KINDS[:2]
+    return {kind: fault_shards.judge(folder / kind, kind) for kind in (kinds[1:2] if quick else kinds)}
+
+
 def secrets(folder: Path, quick: bool, workers: int) -> dict[str, Any]:
     """Canaries."""
     return fault_secrets.plant_secrets(folder)
@@ -96,7 +121,8 @@ def cost(folder: Path, quick: bool, workers: int) -> dict[str, Any]:
 
 
 SECTIONS: dict[str, Callable[[Path, bool, int], dict[str, Any]]] = {
-    function.__name__: function for function in (kills, resume, damage, disk, stops, overflow, ranks, secrets, cost)
+    function.__name__: function
+    for function in (kills, resume, damage, disk, stops, overflow, ranks, shards, secrets, cost)
 }
 
 
@@ -104,13 +130,9 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the table: what, and what was found."""
     lines: list[tuple[str, str]] = []
     if k := figures.get("kills"):
-        lines.append(
-            (
-                f"SIGKILL, {k['killed_in_a_write']} of {k['killed']} inside a checkpoint write",
-                f"{k['equal']} of {k['cases']} end equal; newest readable {k['newest_readable']}; most updates lost "
-                f"{k['most_updates_lost']} of an interval of {k['save_every_steps']}",
-            )
-        )
+        lines.append(_row_of_kills("written beside the training", k))
+        if "in_the_foreground" in k:
+            lines.append(_row_of_kills("save_in_background=false", k["in_the_foreground"]))
     if r := figures.get("resume"):
         unseen = [part for part, found in r["left_out"].items() if found == "unseen"]
         lines.append(
@@ -164,6 +186,15 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
                         f"then goes on equal: {found['then_equal']}",
                     )
                 )
+    for kind, s in figures.get("shards", {}).items():
+        if isinstance(s, dict):
+            lines.append(
+                (
+                    f"two processes share the work: {kind}",
+                    f"norm {s['fp32']['norm']:.1e}, weights {s['fp32']['weights']:.1e} from one process; "
+                    f"{sum(s['agreed'].values())} of {len(s['agreed'])} faults as they should end",
+                )
+            )
     if c := figures.get("secrets"):
         lines.append((f"{c['variables']} canary secrets", f"{c['occurrences']} occurrences in {c['files']} files"))
     if c := figures.get("cost"):
@@ -174,6 +205,15 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
             )
         )
     return lines
+
+
+def _row_of_kills(how: str, k: dict[str, Any]) -> tuple[str, str]:
+    return (
+        f"SIGKILL, {how}",
+        f"{k['equal']} of {k['cases']} end equal, {k['killed_in_a_write']} killed inside a write; newest readable "
+        f"{k['newest_readable']}; most updates lost {max(k['most_updates_lost'].values())} of an interval of "
+        f"{k['save_every_steps']} (bound: {k.get('most_that_may_be_lost', 'not said')})",
+    )
 
 
 def measure(names: list[str], *, quick: bool, workers: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from train.checkpoint import (
     sweep_checkpoints,
 )
 from train.counters import Progress
+from train.exchange import Exchange
 from train.heartbeat import Heartbeat
 from train.loop import Loop
 from train.random_state import random_states, restore_random_states
@@ -310,7 +311,7 @@ def _saving_loop(tmp_path, *, keep_checkpoints, in_background=False):
         whisper=net,
         optimizer=optimizer,
         average=None,
-        updater=SimpleNamespace(scaler=None),
+        updater=SimpleNamespace(scaler=None, exchange=Exchange(net, optimizer, None)),
         refused=(),
         trackers=(),
         identity={},

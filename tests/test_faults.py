@@ -78,6 +78,7 @@ def test_the_table_names_every_section():
         "stops",
         "overflow",
         "ranks",
+        "shards",
         "secrets",
         "cost",
     }

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -19,7 +19,12 @@ from scripts.train import build_settings
 from train.sharding import resolve_shard
 
 FILES = sorted(path.name for path in CONF.glob("accelerate/*.yaml"))
-SHARDS = {"fsdp2.yaml": "zero3", "fsdp2_zero2.yaml": "zero2"}
+SHARDS = {
+    "fsdp2.yaml": "zero3",
+    "fsdp2_zero2.yaml": "zero2",
+    "deepspeed_zero1.yaml": "deepspeed_zero1",
+    "deepspeed_zero2.yaml": "deepspeed_zero2",
+}
 
 
 def _launch(monkeypatch, name, *arguments):
@@ -30,17 +35,29 @@ def _launch(monkeypatch, name, *arguments):
 
 
 def test_there_is_a_file_for_each_way():
-    assert FILES == ["ddp.yaml", "fsdp2.yaml", "fsdp2_zero2.yaml", "multi_node.yaml", "one_gpu.yaml"]
+    assert FILES == [
+        "ddp.yaml",
+        "deepspeed_zero1.yaml",
+        "deepspeed_zero2.yaml",
+        "fsdp2.yaml",
+        "fsdp2_zero2.yaml",
+        "multi_node.yaml",
+        "one_gpu.yaml",
+    ]
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_accelerate_takes_the_file(monkeypatch, name):
     assert load_config_from_file(str(CONF / "accelerate" / name)).mixed_precision == "no"  # precision= decides
-    args, _ = _launch(monkeypatch, name)
+    args, defaults = _launch(monkeypatch, name)
     if name == "one_gpu.yaml":
         command, environment = prepare_simple_launcher_cmd_env(args)
         assert command[-2:] == ["scripts/train.py", "model=small"]
         assert not args.multi_gpu
+    elif args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)  # as the launcher does
+        command, environment = prepare_deepspeed_cmd_env(args)
+        assert command is None and environment["ACCELERATE_USE_DEEPSPEED"] == "true"
     else:
         environment = prepare_multi_gpu_env(args)
         assert args.multi_gpu or args.use_fsdp

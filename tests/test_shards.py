@@ -102,7 +102,6 @@ def test_one_process_has_nothing_to_share():
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed takes backward.*conf/accelerate/fsdp2.yaml"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM takes"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "use fsdp_version: 2"),
     ],

@@ -21,6 +21,7 @@ from train.checkpoint import Checkpoint
 from train.compiling import compile_layers
 from train.corpus import all_texts, open_training, open_validation
 from train.ema import WeightAverage
+from train.exchange import Exchange
 from train.half import HalfCopy
 from train.heartbeat import Heartbeat
 from train.identity import Change, admit_changes, describe_identity, find_changes
@@ -38,11 +39,12 @@ from train.quarantine import append_quarantine
 from train.ranks import Ranks
 from train.saver import CheckpointSaver
 from train.settings import TrainSettings
-from train.shard_files import save_sharded
-from train.sharding import Shard, prepare_objective
+from train.shard_files import save_gathered, save_sharded
+from train.sharding import Shard, cuts_weights, prepare_objective
 from train.step import Updater
 from train.throughput import measure_matmul_rate
 from train.tracking import MetricsFile, Tracker, WandbTracker
+from train.zero import STAGES, ZeroExchange
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +124,12 @@ def build_loop(
     optimizer = build_optimizer(
         settings.optimizer, whisper.named_parameters(), embeddings=embedding_parameters(whisper)
     )
+    exchange = (
+        ZeroExchange(objective, optimizer, accelerator, ranks, stage=STAGES[shard])
+        if shard in STAGES
+        else Exchange(objective, optimizer, accelerator)
+    )
+    objective = exchange.objective
     average = _build_average(settings, loaded)
     updater = Updater(
         objective,
@@ -130,7 +138,8 @@ def build_loop(
         max_grad_norm=settings.optimizer.max_grad_norm,
         average=average,
         log_mel=recipe.log_mel,
-        shortage=Shortage(plan.work, accelerator.device, may_split=is_auto),
+        shortage=Shortage(plan.work, accelerator.device, may_split=is_auto and shard not in STAGES),
+        exchange=exchange,
     )
     parts = Parts(
         accelerator=accelerator,
@@ -167,7 +176,7 @@ def _build_saver(settings: TrainSettings, run_dir: Path, ranks: Ranks, shard: Sh
             folder,
             keep_last=trainer.keep_checkpoints,
             in_background=False,
-            write=functools.partial(save_sharded, ranks=ranks),
+            write=functools.partial(save_sharded if cuts_weights(shard) else save_gathered, ranks=ranks),
             prunes=is_main,
         )
     if not is_main:

@@ -22,7 +22,7 @@ from train.ranks import Ranks, is_exchange_failure
 from train.resume import find_resume, going_on
 from train.runtime import build_accelerator, configure_logging, lock_run_dir, open_run_dir, seed_everything
 from train.settings import TrainSettings
-from train.sharding import Shard, resolve_shard, verify_shardable
+from train.sharding import Shard, cuts_weights, resolve_shard, verify_shardable
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def _train(
     seed_everything(trainer.seed)
     apply_matmul_precision(precision)
     logger.info("%s", precision.describe(settings.precision.init_scale))
-    checkpoint, changes = find_resume(settings, run_dir, read_shards=shard == "none")
+    checkpoint, changes = find_resume(settings, run_dir, read_shards=not cuts_weights(shard))
     if accelerator.is_main_process:  # first of all: it marks the folder as a run's, also where what follows fails
         write_json(run_dir / "config.yaml", settings.config)
     loop, changed = build_loop(
@@ -137,7 +137,7 @@ def _device() -> torch.device:
 def _export(loop: Loop, settings: TrainSettings) -> Path | None:
     """Write the artefact from the best step, or from the last where there was no validation; one process does."""
     progress, parts = loop.progress, loop.parts
-    is_main, is_cut = parts.accelerator.is_main_process, parts.shard != "none"
+    is_main, is_cut = parts.accelerator.is_main_process, cuts_weights(parts.shard)
     if not is_main and not is_cut:
         return None
     step = progress.best_step if progress.best_step is not None else progress.attempted

@@ -50,6 +50,9 @@ class FeatureSettings:
             raise ValueError(f"features.device={self.device} must be cpu or train")
 
 
+SHARDS = ("auto", "none", "zero2", "zero3", "deepspeed_zero1", "deepspeed_zero2")
+
+
 @dataclass(frozen=True)
 class TrainerSettings:
     """The `trainer` group; counts of updates and clips."""
@@ -97,8 +100,8 @@ class TrainerSettings:
     verify_ranks_every_steps: int = 500
     """Updates between two comparisons of all processes' weights; 0 is only at checkpoints."""
     shard: str = "auto"
-    """`none`: every process holds all weights; `zero2`, `zero3`: they are cut over the cards; `auto`: as the launch
-    file says."""
+    """`none`: every process holds all; `zero2`, `zero3`: all is cut over the cards (FSDP2); `deepspeed_zero1`,
+    `deepspeed_zero2`: moments are; `auto`: as the launch file says."""
     num_workers: int | None = None
     """Processes that decode; None leaves two cores to the training, at most 8."""
 
@@ -132,8 +135,8 @@ class TrainerSettings:
             raise ValueError(f"trainer.max_hours={self.max_hours:g} must be 0 (no limit) or more")
         if self.rank_timeout_s <= 0:
             raise ValueError(f"trainer.rank_timeout_s={self.rank_timeout_s:g} must be above 0 seconds")
-        if self.shard not in ("auto", "none", "zero2", "zero3"):
-            raise ValueError(f"trainer.shard={self.shard} must be auto, none, zero2 or zero3")
+        if self.shard not in SHARDS:
+            raise ValueError(f"trainer.shard={self.shard} must be one of {', '.join(SHARDS)}")
         if self.exchange_timeout_s is not None and self.exchange_timeout_s <= 0:
             raise ValueError(f"trainer.exchange_timeout_s={self.exchange_timeout_s:g} must be above 0 seconds, or null")
         if self.ema_device not in ("auto", "cpu"):

@@ -29,6 +29,7 @@ from train.checkpoint import (
     Checkpoint,
     close_attempt,
     open_attempt,
+    save_checkpoint,
     write_whole,
 )
 from train.durable import Written, num_bytes, sync_folder
@@ -73,6 +74,17 @@ def save_sharded(checkpoints_dir: Path, step: int, checkpoint: Checkpoint, ranks
         if _leads(ranks):
             shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def save_gathered(checkpoints_dir: Path, step: int, checkpoint: Checkpoint, ranks: Ranks) -> Path:
+    """Let rank 0 write a checkpoint that has been put together there; all ranks call it, and get the same answer.
+
+    Raises:
+        OSError: on all ranks, if it cannot be written.
+    """
+    return Path(
+        _together(ranks, lambda: str(save_checkpoint(checkpoints_dir, step, checkpoint)) if _leads(ranks) else "")[0]
+    )
 
 
 def _leads(ranks: Ranks) -> bool:

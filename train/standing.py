@@ -18,7 +18,7 @@ from train.quarantine import Quarantine, append_quarantine
 from train.random_state import restore_random_states
 from train.settings import TrainSettings
 from train.shard_files import read_own
-from train.shards import cut_like, cut_moments
+from train.shards import cut_like
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Standing:
         average = self.parts.average
         return Checkpoint(
             model=trainable_state(self.parts.whisper),
-            optimizer=self.parts.optimizer.state_dict(),
+            optimizer=self.parts.updater.exchange.state(),
             average={} if average is None else average.average,
             state={
                 "progress": self.progress.state(),
@@ -98,7 +98,7 @@ class Standing:
         """Take up the states of optimiser and scaler."""
         before, now = (config["optimizer"]["name"] for config in (checkpoint.state["config"], self.settings.config))
         if before == now:
-            self.parts.optimizer.load_state_dict(cut_moments(checkpoint.optimizer, self._ordered_parameters()))
+            self.parts.updater.exchange.load_state(checkpoint.optimizer)
         else:  # only where changes were allowed
             logger.warning("optimizer=%s begins anew: the checkpoint has the moments of %s", now, before)
         scaler, saved = self.parts.updater.scaler, checkpoint.state["scaler"]
@@ -117,13 +117,10 @@ class Standing:
         own = read_own(
             checkpoint.shards,
             trainable_parameters(self.parts.whisper),
-            self._ordered_parameters(),
+            self.parts.updater.exchange.parameters,
             checkpoint.optimizer,
         )
         return Checkpoint(own.model, own.optimizer, own.average, checkpoint.state)
-
-    def _ordered_parameters(self) -> list[Tensor]:
-        return [p for group in self.parts.optimizer.param_groups for p in group["params"]]
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Take up weights and average only, as for the export of the best step."""
@@ -136,6 +133,7 @@ class Standing:
                 raise ValueError(f"the checkpoint has another shape of {name}; take a new run.dir=")
             with torch.no_grad():
                 parameter.copy_(cut_like(checkpoint.model[name], parameter))
+        self.parts.updater.exchange.refresh()
         if self.parts.average is not None and checkpoint.average:
             kept = self.parts.average.average
             self.parts.average.load({name: cut_like(t, kept[name]) for name, t in checkpoint.average.items()})

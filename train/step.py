@@ -6,7 +6,6 @@ the number of processes never change the gradient.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from torch.optim import Optimizer
 from data.batches import SpeechBatch
 from data.features import LogMel
 from train.ema import WeightAverage
+from train.exchange import Exchange
 from train.guard import NonFiniteError, first_non_finite
 from train.memory.shortage import Shortage
-from train.shards import looking, whole
+from train.shards import looking
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Updater:
         average: WeightAverage | None = None,
         log_mel: LogMel | None = None,
         shortage: Shortage | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         """Remember the parts.
 
@@ -83,6 +84,7 @@ class Updater:
             average: moving average of the weights, updated when an update is applied.
             log_mel: makes features of batches that come as waveforms.
             shortage: what to do where a forward or backward runs out of memory; None lets the error through.
+            exchange: of gradients between ranks; None is that of DDP, shards, or one process.
         """
         self.objective = objective
         self.optimizer = optimizer
@@ -91,7 +93,7 @@ class Updater:
         self.average = average
         self.log_mel = log_mel
         self.shortage = shortage
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.exchange = exchange or Exchange(objective, optimizer, accelerator)
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -136,7 +138,7 @@ class Updater:
                 return batches, self._accumulate(batches, meanwhile)
             except torch.OutOfMemoryError as e:
                 message = str(e)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.exchange.clear()
             batches = self.shortage.resolve(batches, message)
 
     def _accumulate(self, batches: Sequence[SpeechBatch], meanwhile: Callable[[], None] | None = None) -> _Outcome:
@@ -146,21 +148,20 @@ class Updater:
         one wait for the device is needed, and it brings all figures at once. Behind it the optimiser's kernels run
         while the host prepares the next forward.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.exchange.clear()
         count, weight = self._weigh(batches)
         total = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(batches):
             is_last = i == len(batches) - 1
             # Gradients are exchanged on the last micro-batch only; DDP averages over ranks, so the mean is undone here.
-            exchange = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.objective)
-            with exchange:
+            with self.exchange.micro_batch(is_last=is_last):
                 nll = self._nll(batch)
                 scaled = nll * weight
-                (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
+                self.exchange.backward(scaled if self.scaler is None else self.scaler.scale(scaled))
             total += nll.detach()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None]))
+        norm = self.exchange.norm()
         figures = torch.stack([total, (~norm.isfinite()).float()])
         if self.accelerator.num_processes > 1:
             figures = self.accelerator.reduce(figures, reduction="sum")
@@ -189,14 +190,14 @@ class Updater:
         scaler, skipped = self.scaler, outcome.is_overflown
         if not skipped:
             if 0 < self.max_grad_norm < outcome.grad_norm:
-                torch.nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, outcome.norm)
-            self.optimizer.step()  # not through the scaler, which would ask the device what is known here
+                torch.nn.utils.clip_grads_with_norm_(self.exchange.parameters, self.max_grad_norm, outcome.norm)
+            self.exchange.step()  # not through the scaler, which would ask the device what is known here
         if scaler is not None:
             if skipped:  # also where another rank alone found it, so that scales never part
                 for flag in scaler._found_inf_per_device(self.optimizer).values():
                     flag.fill_(1.0)
             scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.exchange.clear()
         if not skipped and self.average is not None:
             self.average.update()
         return UpdateResult(

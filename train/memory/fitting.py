@@ -112,7 +112,7 @@ def _alternatives(work: Workload) -> Iterator[tuple[Workload, tuple[str, ...]]]:
         work = work.changed(checkpoint_every_layers=1)
         overrides = (*overrides, "trainer.gradient_checkpointing=true", "trainer.checkpoint_every_layers=1")
         yield work, overrides
-    if work.num_shards > 1:  # neither 8-bit moments nor adapters are cut
+    if work.num_moment_shards > 1:  # neither 8-bit moments nor adapters are cut
         if work.finetune.name == "full":
             yield work.changed(finetune=FinetuneSettings("frozen_encoder")), (*overrides, "finetune=frozen_encoder")
         return

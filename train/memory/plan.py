@@ -76,19 +76,20 @@ def plan_memory(work: Workload, statics: Statics) -> Plan:
         statics: of its model.
     """
     peak = _update_peak(work, statics)
-    cut = work.num_shards
+    cut, cut_moments = work.num_shards, work.num_moment_shards
+    copies = FLOAT_BYTES * statics.num_trainable if cut_moments > cut else 0  # of DeepSpeed's piece of the weights
     update = {
         "weights": statics.weights(work.precision) // cut + statics.gathered(work),
         "gradients": peak.gradients // cut,
-        "optimiser": statics.moments(work.optimizer, work.precision) // cut,
+        "optimiser": (statics.moments(work.optimizer, work.precision) + copies) // cut_moments,
         "average": FLOAT_BYTES * statics.num_trainable // cut if work.averages_on_device else 0,
         "autocast copies": peak.casts,
         "activations": peak.activations,
         "logits": peak.logits,
     }
     step = _step_peak(work, statics)
-    if step // cut > sum(update[name] for name in ("gradients", "autocast copies", "activations", "logits")):
-        update |= {"gradients": step // cut, "autocast copies": 0, "activations": 0, "logits": 0}
+    if step // cut_moments > sum(update[name] for name in ("gradients", "autocast copies", "activations", "logits")):
+        update |= {"gradients": step // cut_moments, "autocast copies": 0, "activations": 0, "logits": 0}
     validation: dict[str, int] = {}
     if work.validates:
         still = {name: update[name] for name in ("weights", "optimiser", "average")}

@@ -46,12 +46,17 @@ class Workload:
     num_beams: int = 1
     num_processes: int = 1
     shard: str = "none"
-    """`zero2`, `zero3`: weights, gradients and moments are cut over the processes."""
+    """`zero2`, `zero3`: all is cut over the processes; `deepspeed_zero1`, `deepspeed_zero2`: moments are."""
     device: Literal["cuda", "cpu"] = "cuda"
 
     @property
     def num_shards(self) -> int:
-        """Pieces that weights, gradients and moments are cut into."""
+        """Pieces that weights and gradients are cut into; by DeepSpeed neither is, for each backward has them whole."""
+        return self.num_processes if self.shard in ("zero2", "zero3") else 1
+
+    @property
+    def num_moment_shards(self) -> int:
+        """Pieces that moments are cut into; by DeepSpeed they alone, and a copy of the weights beside them."""
         return 1 if self.shard == "none" else self.num_processes
 
     @property
