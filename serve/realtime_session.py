@@ -8,7 +8,7 @@ from typing import Any
 
 from serve.engine import Engine, Options
 from serve.errors import ServiceError
-from serve.streaming import StreamSettings
+from serve.stream_settings import StreamSettings
 
 RATES = (16_000, 24_000)
 DEFAULT_RATE = 24_000  # Hz; OpenAI's only one
