@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def lay_out_words(waveform: Waveform, text: str) -> Spoken:
             left -= end - start
         else:
             words.append(Word(word, spans[-1][1]))
-    pauses = [(before[1] + behind[0]) / 2 for before, behind in zip(spans, spans[1:], strict=False)]
+    pauses = [(before[1] + behind[0]) / 2 for before, behind in pairwise(spans)]
     return Spoken(waveform, words, pauses)
 
 

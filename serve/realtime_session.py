@@ -26,11 +26,13 @@ class Session:
     """Of the PCM16 that comes in, Hz."""
     end_silence_s: float | None = StreamSettings.end_silence_s
     """None ends utterances only where the client commits."""
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    """Of the service."""
 
     @property
     def stream_settings(self) -> StreamSettings:
         """As the core takes them."""
-        return StreamSettings(end_silence_s=NEVER_S if self.end_silence_s is None else self.end_silence_s)
+        return replace(self.stream, end_silence_s=NEVER_S if self.end_silence_s is None else self.end_silence_s)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as the server says it."""

@@ -87,12 +87,17 @@ class ServeSettings:
             if not getattr(self, name) > 0:
                 raise ValueError(f"serve.{name}={getattr(self, name)} must be above 0")
         try:
-            StreamSettings(agreement=self.agreement, held_words=self.held_words)
+            _ = self.stream
         except ValueError as e:
             raise ValueError(f"serve.{e}") from None
         for name in ("max_wait_ms", "workers", "threads", "drain_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"serve.{name}={getattr(self, name)} must be 0 or more")
+
+    @property
+    def stream(self) -> StreamSettings:
+        """How live text is made."""
+        return StreamSettings(agreement=self.agreement, held_words=self.held_words)
 
     @property
     def is_local(self) -> bool:
