@@ -1,8 +1,8 @@
 """Live text: how far behind the speaker it is, and whether its text is the offline one.
 
     python -m benchmarks.streaming ../shared/speech --train     first a model, 5 minutes a go, until it says complete
-    python -m benchmarks.streaming ../shared/speech             the figures, 6 minutes
-    python -m benchmarks.streaming --table                      those of `results/streaming.json` as a table
+    python -m benchmarks.streaming ../shared/speech             the figures, or --only latency, --only accuracy
+    python -m benchmarks.streaming --table                      the last ones as tables
 
 No pretrained model comes with the project, so the two questions are asked of two models:
 
@@ -25,10 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +34,9 @@ import torch
 
 from benchmarks.decode_speed import CHARACTERS_PER_TOKEN, build_artefact
 from benchmarks.environment import RESULTS, write_result
+from benchmarks.streaming_clock import UTTERANCE_PAUSE_S, find_delays, listen, summarise, with_silence
 from benchmarks.streaming_model import FOLDER, Spoken, Word, join_digits, lay_out_words, load_sentences, train
-from data.audio import SAMPLING_RATE, Waveform, load_waveform
+from data.audio import SAMPLING_RATE, load_waveform
 from infer.artefact import load_artefact
 from infer.backends.ctranslate2 import CTranslate2Decoder, load_ctranslate2
 from infer.decoding import DecodeSettings
@@ -46,87 +44,19 @@ from infer.export.ctranslate2 import convert_to_ctranslate2
 from infer.score.rates import compute_rates
 from infer.transcriber import Transcriber
 from serve.stream_settings import StreamSettings
-from serve.streaming import Heard, Stream, Update, Window
-from serve.voice import load_detector
+from serve.streaming import Heard, Window
 
-PIECE = SAMPLING_RATE // 10  # samples that come in at once
-UTTERANCE_PAUSE_S = 1.0
 STEPS = 2000
 PASS_S = 0.2  # that a pass lasts where accuracy is asked
 NOISE_DB = 20.0
-OPTIONS = {
+RUNTIMES = ("torch", "ctranslate2:float32", "ctranslate2:int8")
+WAYS = {
     "first agreement": StreamSettings(agreement=1),
     "as it is": StreamSettings(),
     "held_words=2": StreamSettings(held_words=2),
     "agreement=3": StreamSettings(agreement=3),
     "agreement=3 held_words=2": StreamSettings(agreement=3, held_words=2),
 }
-Hear = Callable[[Window], Heard]
-
-
-def listen(
-    waveform: Waveform, hear: Hear, settings: StreamSettings, *, pass_s: float | None = None
-) -> tuple[list[tuple[float, Update]], list[float]]:
-    """Feed a recording at the pace of speech.
-
-    Args:
-        waveform: (num_samples,) float32 at 16 kHz.
-        hear: a model.
-        settings: of the stream.
-        pass_s: that each pass is taken to last; None measures it.
-
-    Returns:
-        (seconds on the clock, update) of each pass, and the seconds that it took.
-    """
-    stream = Stream(settings, detector=load_detector())
-    updates: list[tuple[float, Update]] = []
-    passes: list[float] = []
-    now_s, fed = 0.0, 0
-    while True:
-        due = min(len(waveform), int(now_s * SAMPLING_RATE + 0.5) // PIECE * PIECE)
-        if due + PIECE > len(waveform) and now_s * SAMPLING_RATE >= len(waveform):
-            due = len(waveform)
-        begin = time.perf_counter()
-        if due > fed:
-            stream.add(waveform[fed:due])
-            fed = due
-        is_over = fed == len(waveform)
-        window = stream.next_window(is_over=is_over)
-        if pass_s is None:
-            now_s += time.perf_counter() - begin  # the detector of voices counts, too
-        if window is None:
-            if is_over:
-                return updates, passes
-            now_s = max(now_s, min(fed + PIECE, len(waveform)) / SAMPLING_RATE)
-            continue
-        begin = time.perf_counter()
-        heard = hear(window)
-        passes.append(time.perf_counter() - begin if pass_s is None else pass_s)
-        now_s += passes[-1]
-        updates.append((now_s, stream.take(window, heard)))
-
-
-def find_delays(updates: list[tuple[float, Update]], words: list[Word]) -> list[float]:
-    """Return how many seconds behind its end each word became final; words are matched by their order."""
-    times = [now_s for now_s, update in updates for _ in update.delta.split()]
-    return [now_s - word.end_s for now_s, word in zip(times, words, strict=False)]
-
-
-def summarise(values: list[float]) -> dict[str, float] | None:
-    """Return median, 95th percentile and largest; None of nothing."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return {
-        "median": round(statistics.median(ordered), 3),
-        "p95": round(ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))], 3),
-        "max": round(ordered[-1], 3),
-    }
-
-
-def with_silence(waveform: Waveform) -> Waveform:
-    """Return it with a second of silence before and behind it."""
-    return np.pad(waveform, round(UTTERANCE_PAUSE_S * SAMPLING_RATE))
 
 
 def with_noise(spoken: Spoken, rng: np.random.Generator) -> Spoken:
@@ -153,7 +83,7 @@ def measure_accuracy(transcriber: Transcriber, recordings: list[Spoken]) -> dict
         return compute_rates(references, texts, ["en"] * len(texts)).wer
 
     ways = {}
-    for name, settings in OPTIONS.items():
+    for name, settings in WAYS.items():
         texts, first_delays, all_delays = [], [], []
         for i, spoken in enumerate(recordings):
             updates, _ = listen(with_silence(spoken.waveform), lambda w, i=i: hear(i, w), settings, pass_s=PASS_S)
@@ -225,30 +155,78 @@ def measure_latency(speech: Path, settings: StreamSettings, runtime: str) -> dic
 
 def print_table() -> None:
     """Print what was measured last, for a page."""
-    found = json.loads((RESULTS / "streaming.json").read_text(encoding="utf-8"))
-    print("| tiny's size, 2 cores | first words behind, median / p95 | all words | a pass |\n|---|---|---|---|")
-    for row in found["latency"]:
-        first, every, one = row["first_words_behind_s"], row["words_behind_s"], row["pass_s"]
-        print(
-            f"| {row['runtime']} | {first['median']:.2f} / {first['p95']:.2f} s | {every['median']:.2f} / "
-            f"{every['p95']:.2f} s | {one['median']:.2f} s |"
-        )
-    print("\n| recordings | way | offline WER | live WER | first words behind, median |\n|---|---|---|---|---|")
-    for name, figures in found["accuracy"].items():
-        for way, live in figures["live"].items():
-            first = live["first_words_behind_s"]
+    path = RESULTS / "streaming.json"
+    if path.is_file():
+        print("| tiny's size, 2 cores | first words behind, median / p95 | all words | a pass |\n|---|---|---|---|")
+        for row in json.loads(path.read_text(encoding="utf-8"))["latency"]:
+            first, every, one = row["first_words_behind_s"], row["words_behind_s"], row["pass_s"]
             print(
-                f"| {name} | {way} | {100 * figures['wer_offline']:.1f} % | {100 * live['wer_live']:.1f} % | "
-                f"{'' if first is None else format(first['median'], '.2f') + ' s'} |"
+                f"| {row['runtime']} | {first['median']:.2f} / {first['p95']:.2f} s | {every['median']:.2f} / "
+                f"{every['p95']:.2f} s | {one['median']:.2f} s |"
             )
+    path = RESULTS / "streaming_accuracy.json"
+    if path.is_file():
+        print("\n| recordings | way | offline WER | live WER | first words behind, median |\n|---|---|---|---|---|")
+        for name, figures in json.loads(path.read_text(encoding="utf-8"))["accuracy"].items():
+            for way, live in figures["live"].items():
+                first = live["first_words_behind_s"]
+                print(
+                    f"| {name} | {way} | {100 * figures['wer_offline']:.1f} % | {100 * live['wer_live']:.1f} % | "
+                    f"{'' if first is None else format(first['median'], '.2f') + ' s'} |"
+                )
+
+
+def write_latency(speech: Path) -> None:
+    """Measure delays, and write `results/streaming.json`."""
+    settings = StreamSettings()
+    latency = []
+    for runtime in RUNTIMES:
+        latency.append(measure_latency(speech, settings, runtime))
+        print(json.dumps(latency[-1]), flush=True)
+    write_result(
+        "streaming",
+        {
+            "latency_of": "Whisper tiny's shape with random weights on ljspeech_en",
+            "clock": "simulated: sound at the pace of speech, each pass as long as it was measured to take",
+            "settings": asdict(settings),
+            "latency": latency,
+        },
+    )
+
+
+def write_accuracy(speech: Path) -> None:
+    """Compare live and offline text, and write `results/streaming_accuracy.json`."""
+    export = FOLDER / "run" / "export"
+    transcriber = Transcriber(load_artefact(export), DecodeSettings(language="en"))
+    sentences, rng = load_sentences(speech / "ljspeech_en"), np.random.default_rng(2)
+    accuracy = {}
+    for name, recordings in {
+        "ljspeech_en, memorised": sentences,
+        "ljspeech_en, memorised, with noise never heard": [with_noise(spoken, rng) for spoken in sentences],
+        "connected digits of fsdd_en, test split": join_digits(speech / "fsdd_en" / "test.jsonl", 60, seed=2),
+    }.items():
+        accuracy[name] = measure_accuracy(transcriber, recordings)
+        print(name, json.dumps(accuracy[name]), flush=True)
+    write_result(
+        "streaming_accuracy",
+        {
+            "accuracy_of": "live and offline text of one model that memorised the clips of LJ Speech it is scored on",
+            "clock": f"simulated: sound at the pace of speech, each pass taken to last {PASS_S} s",
+            "settings": {name: asdict(settings) for name, settings in WAYS.items()},
+            "accuracy": accuracy,
+        },
+    )
 
 
 def main() -> None:
-    """Train, or measure and write `results/streaming.json`."""
+    """Train, or measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("speech", type=Path, nargs="?", help="folder of fsdd_en and ljspeech_en")
     parser.add_argument("--train", action="store_true", help="train for 5 minutes, from where it stopped")
     parser.add_argument("--steps", type=int, default=STEPS, help="updates of that training")
+    parser.add_argument(
+        "--only", choices=("latency", "accuracy"), help="measure one of them; latency needs no training"
+    )
     parser.add_argument("--table", action="store_true", help="print the last figures")
     arguments = parser.parse_args()
     if arguments.table:
@@ -259,34 +237,13 @@ def main() -> None:
     if arguments.train:
         print("complete" if train(speech, arguments.steps) else "not complete yet; type the same again")
         return None
-    if not (FOLDER / "run" / "export").is_dir():
-        parser.error(f"there is no trained model in {FOLDER / 'run'}; type --train")
-    settings = StreamSettings()
-    latency = [measure_latency(speech, settings, name) for name in ("torch", "ctranslate2:float32", "ctranslate2:int8")]
-    print(json.dumps(latency, indent=1), flush=True)
-    transcriber = Transcriber(load_artefact(FOLDER / "run" / "export"), DecodeSettings(language="en"))
-    sentences, rng = load_sentences(speech / "ljspeech_en"), np.random.default_rng(2)
-    accuracy = {}
-    for name, recordings in {
-        "ljspeech_en, memorised": sentences,
-        "ljspeech_en, memorised, with noise never heard": [with_noise(spoken, rng) for spoken in sentences],
-        "connected digits of fsdd_en, test split": join_digits(speech / "fsdd_en" / "test.jsonl", 60, seed=2),
-    }.items():
-        accuracy[name] = measure_accuracy(transcriber, recordings)
-        print(name, json.dumps(accuracy[name], indent=1), flush=True)
-    record = json.loads((FOLDER / "run" / "export" / "mezzavoce.json").read_text(encoding="utf-8"))
-    write_result(
-        "streaming",
-        {
-            "clock": "simulated: sound at the pace of speech, each pass as long as it was measured to take, or 0.2 s",
-            "settings": {name: getattr(settings, name) for name in ("step_s", "first_s", "end_silence_s")},
-            "accuracy_of": "live and offline text of one model that memorised the clips of LJ Speech it is scored on",
-            "steps": record.get("step"),
-            "accuracy": accuracy,
-            "latency_of": "Whisper tiny's shape with random weights on ljspeech_en",
-            "latency": latency,
-        },
-    )
+    if arguments.only != "latency" and not (FOLDER / "run" / "export").is_dir():
+        parser.error(f"there is no trained model in {FOLDER / 'run'}; type --train, or --only latency")
+    if arguments.only != "accuracy":
+        write_latency(speech)
+    if arguments.only != "latency":
+        write_accuracy(speech)
+    return None
 
 
 if __name__ == "__main__":
