@@ -1,4 +1,4 @@
-"""Which words of a window are final: those that two passes in a row agree on.
+"""Which words of a window are final: those that two passes in a row agree on, or as many as the settings say.
 
 Units are words, or characters in languages that write no spaces. Each unit carries the space before it, so that units
 join to the text they came from.
@@ -45,6 +45,34 @@ def common_prefix(first: Sequence[str], second: Sequence[str]) -> int:
             break
         count += 1
     return count
+
+
+class Agreement:
+    """What the last passes said behind the words that are final."""
+
+    def __init__(self) -> None:
+        self._earlier: list[list[str]] = []
+
+    def take(self, units: Sequence[str], *, num_passes: int, held: int) -> int:
+        """Take what a new pass says, and return how many of its units are final now.
+
+        Args:
+            units: behind those that are final already.
+            num_passes: in a row that must agree, this one counted.
+            held: units at the end that wait: the last word of a window may be half of one.
+        """
+        needed = num_passes - 1
+        earlier = self._earlier[len(self._earlier) - needed :] if needed else []
+        agreed = 0
+        if len(self._earlier) >= needed:
+            agreed = min((common_prefix(said, units) for said in earlier), default=len(units))
+            agreed = max(0, min(agreed, len(units) - held))
+        self._earlier = [said[agreed:] for said in (*self._earlier, list(units))][-max(needed, 1) :]
+        return agreed
+
+    def forget(self) -> None:
+        """Begin anew: what was said belongs to another window or language."""
+        self._earlier = []
 
 
 def match_prefix(whole: Sequence[str], units: Sequence[str]) -> tuple[int, int]:

@@ -52,7 +52,7 @@ def build_app(engine: Engine, settings: ServeSettings, *, key: str | None = None
     )
     app.include_router(build_router(engine, uploads))
     places = Places(settings.max_streams)
-    app.include_router(build_realtime(engine, places))
+    app.include_router(build_realtime(engine, places, stream=settings.stream))
     if settings.page:
         mount_page(app, engine, settings, places, folder=uploads.path / "page")
     _answer_errors(app)

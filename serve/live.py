@@ -13,7 +13,8 @@ from data.audio import MIN_DURATION_S, SAMPLING_RATE, Waveform
 from infer.decoding import Decoded
 from serve.errors import ServiceError
 from serve.options import Options
-from serve.streaming import Heard, Stream, StreamSettings, Update, Window
+from serve.stream_settings import StreamSettings
+from serve.streaming import Heard, Stream, Update, Window
 from serve.voice import Detector, load_detector
 
 MAX_WAITING_S = 30.0  # sound that no pass has heard; beyond it the sender waits

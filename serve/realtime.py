@@ -9,7 +9,7 @@ import json
 import logging
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from serve.engine import Engine, Options
 from serve.errors import ServiceError
 from serve.live import LiveSession, Places, with_language
 from serve.realtime_session import Session, choose_model, invalid, update_session
+from serve.stream_settings import StreamSettings
 from serve.streaming import Update
 
 ITEM = "conversation.item.input_audio_transcription"
@@ -42,12 +43,19 @@ class RealtimeLimits:
     """For a client that does not read."""
 
 
-def build_realtime(engine: Engine, places: Places, *, limits: RealtimeLimits | None = None) -> APIRouter:
+def build_realtime(
+    engine: Engine,
+    places: Places,
+    *,
+    stream: StreamSettings | None = None,
+    limits: RealtimeLimits | None = None,
+) -> APIRouter:
     """Return the route; key, host and origin are the gate's business.
 
     Args:
         engine: decodes windows.
         places: of all live conversations.
+        stream: how live text is made.
         limits: of each conversation.
     """
     router = APIRouter()
@@ -57,7 +65,7 @@ def build_realtime(engine: Engine, places: Places, *, limits: RealtimeLimits | N
     async def realtime(socket: WebSocket) -> None:
         offered = socket.scope.get("subprotocols", [])
         await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
-        conversation = Conversation(socket, engine, chosen)
+        conversation = Conversation(socket, engine, chosen, stream or StreamSettings())
         try:
             with places.taken():
                 await asyncio.wait_for(conversation.run(), chosen.max_session_s)
@@ -81,11 +89,11 @@ def build_realtime(engine: Engine, places: Places, *, limits: RealtimeLimits | N
 class Conversation:
     """One client: its events in, our events out."""
 
-    def __init__(self, socket: WebSocket, engine: Engine, limits: RealtimeLimits) -> None:
+    def __init__(self, socket: WebSocket, engine: Engine, limits: RealtimeLimits, stream: StreamSettings) -> None:
         self._socket = socket
         self._engine = engine
         self._limits = limits
-        self._session = Session()
+        self._session = Session(stream=stream)
         self._live = LiveSession(self._decode, self._session.stream_settings)
         self._resampler: soxr.ResampleStream | None = None
         self._half_sample = b""
@@ -101,7 +109,7 @@ class Conversation:
         """
         asked = self._socket.query_params.get("model", "")
         model = choose_model(asked, self._engine)
-        self._session = Session(Options(model=model))
+        self._session = replace(self._session, options=Options(model=model))
         await self._say("session.created", session=self._session.as_dict())
         tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._answer())]
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from serve.engine import Engine, Options
 from serve.errors import ServiceError
-from serve.streaming import StreamSettings
+from serve.stream_settings import StreamSettings
 
 RATES = (16_000, 24_000)
 DEFAULT_RATE = 24_000  # Hz; OpenAI's only one
@@ -26,11 +26,13 @@ class Session:
     """Of the PCM16 that comes in, Hz."""
     end_silence_s: float | None = StreamSettings.end_silence_s
     """None ends utterances only where the client commits."""
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    """Of the service."""
 
     @property
     def stream_settings(self) -> StreamSettings:
         """As the core takes them."""
-        return StreamSettings(end_silence_s=NEVER_S if self.end_silence_s is None else self.end_silence_s)
+        return replace(self.stream, end_silence_s=NEVER_S if self.end_silence_s is None else self.end_silence_s)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as the server says it."""

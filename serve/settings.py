@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
+from serve.stream_settings import StreamSettings
+
 KEY_NAME = "MEZZAVOCE_API_KEY"
 """Environment variable that holds the key; it is never read from a configuration, which is logged."""
 MIN_KEY_LENGTH = 16
@@ -37,6 +39,10 @@ class ServeSettings:
     """Of all of them together, decoded."""
     max_streams: int = 8
     """Live conversations at once."""
+    agreement: int = 2
+    """Passes in a row that must say a word of a live text before it is final."""
+    held_words: int = 1
+    """Words at the end of a pass of a live text that wait while somebody speaks."""
     upload_timeout_s: float = 20.0
     """Between two pieces of a body."""
     # Decoding of audio files, in processes of their own.
@@ -80,9 +86,18 @@ class ServeSettings:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"serve.{name}={getattr(self, name)} must be above 0")
+        try:
+            _ = self.stream
+        except ValueError as e:
+            raise ValueError(f"serve.{e}") from None
         for name in ("max_wait_ms", "workers", "threads", "drain_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"serve.{name}={getattr(self, name)} must be 0 or more")
+
+    @property
+    def stream(self) -> StreamSettings:
+        """How live text is made."""
+        return StreamSettings(agreement=self.agreement, held_words=self.held_words)
 
     @property
     def is_local(self) -> bool:

@@ -15,40 +15,9 @@ from data.audio import SAMPLING_RATE, Waveform
 from data.texts import LANGUAGES_WITHOUT_SPACES
 from infer.longform import cut_at_quiet
 from infer.subtitles import Segment
-from serve.agreement import common_prefix, match_prefix, num_held, split_units
+from serve.agreement import Agreement, match_prefix, num_held, split_units
+from serve.stream_settings import StreamSettings
 from serve.voice import Detector, Span, VoiceActivity, to_samples
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """How live text is made."""
-
-    step_s: float = 0.4
-    """New sound between two passes, at least; a slow machine takes more."""
-    first_s: float = 0.8
-    """Length of a window before its first pass: what is heard in less is mostly guessed."""
-    end_silence_s: float = 0.6
-    """Silence that ends an utterance."""
-    max_window_s: float = 12.0
-    """A longer window is cut, at a pause if it has one."""
-    longest_window_s: float = 20.0
-    """A window is cut here where it is quietest, pause or not."""
-    min_pause_s: float = 0.15
-    """Shortest silence that a window is cut in."""
-    lead_s: float = 0.3
-    """Silence that is kept before and after speech."""
-    min_speech_s: float = 0.1
-    """Less than this in an utterance is a click, and is not decoded."""
-
-    def __post_init__(self) -> None:
-        for name in ("step_s", "first_s", "end_silence_s", "min_pause_s", "lead_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0 seconds")
-        if not 1 <= self.max_window_s <= self.longest_window_s <= 30:
-            raise ValueError(
-                f"max_window_s={self.max_window_s} and longest_window_s={self.longest_window_s} must lie in 1 to 30 s, "
-                "the longest not below the other: Whisper hears 30 s at once"
-            )
 
 
 @dataclass(frozen=True)
@@ -120,7 +89,7 @@ class Stream:
         self._start = start
         self._passed = 0  # end of the last pass, in samples of the stream
         self._committed: list[str] = []  # final units that were heard in the present window
-        self._previous: list[str] = []  # what the last pass heard behind them
+        self._agreement = Agreement()  # on what is heard behind them
         self._utterance: list[str] = []
         self._utterance_start = 0
         self._language = ""
@@ -188,13 +157,12 @@ class Stream:
             self._cut(window.end)
         else:
             tail = units[match_prefix(self._committed, units)[0] :]
-            agreed = common_prefix(self._previous, tail) if is_same_language else 0
-            if self.is_speaking:  # the last word may be half of one
-                agreed = min(agreed, len(tail) - num_held(language))
-            agreed = max(agreed, 0)
+            held = self.settings.held_words * num_held(language) if self.is_speaking else 0
+            if not is_same_language:
+                self._agreement.forget()
+            agreed = self._agreement.take(tail, num_passes=self.settings.agreement, held=held)
             new, rest = tail[:agreed], tail[agreed:]
             self._committed += new
-            self._previous = rest
             self._passed = window.end
             self._trim_at_times(window, heard)
         delta = self._joined(new, language)
@@ -209,14 +177,14 @@ class Stream:
             is_end=window.is_end,
         )
         if window.is_end:
-            self._utterance, self._committed, self._previous = [], [], []
+            self._utterance, self._committed = [], []
         return update
 
     def _finish(self, units: list[str], *, is_end: bool) -> list[str]:
         """Return what the last pass over a part adds; what is final already and lies behind the part stays in mind."""
         inside, cost = match_prefix(self._committed, units)
         behind, other_cost = match_prefix(units, self._committed)
-        self._previous = []
+        self._agreement.forget()
         if other_cost < cost and not is_end:  # more is final than the part says: it was heard behind the cut
             self._committed = self._committed[behind:]
             return []

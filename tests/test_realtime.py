@@ -20,6 +20,8 @@ from serve.errors import ServiceError  # noqa: E402
 from serve.live import LiveSession, Places  # noqa: E402
 from serve.realtime import ITEM, RealtimeLimits, build_realtime  # noqa: E402
 from serve.realtime_session import Session, update_session  # noqa: E402
+from serve.settings import ServeSettings  # noqa: E402
+from serve.stream_settings import StreamSettings  # noqa: E402
 from tests.test_streaming import loud  # noqa: E402
 
 RATE = 24_000
@@ -59,10 +61,10 @@ def pcm(duration_s: float, *, rate: int = RATE, is_loud: bool = True) -> str:
 class Running:
     """The route on a port of its own."""
 
-    def __init__(self, engine, *, limits=None, max_streams=2):
+    def __init__(self, engine, *, limits=None, max_streams=2, stream=None):
         app = fastapi.FastAPI()
         self.places = Places(max_streams)
-        app.include_router(build_realtime(engine, self.places, limits=limits))
+        app.include_router(build_realtime(engine, self.places, stream=stream, limits=limits))
         config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
         self.server = uvicorn.Server(config)
 
@@ -253,6 +255,33 @@ def test_idle_clients_unknown_models_and_a_lost_model_end_with_a_word():
         "param": None,
         "event_id": None,
     }
+
+
+def test_the_service_says_how_many_passes_must_agree_and_a_client_does_not_change_it():
+    settings = ServeSettings(agreement=3, held_words=2)
+    session = Session(stream=settings.stream)
+    said = {"audio": {"input": {"turn_detection": {"type": "server_vad", "silence_duration_ms": 900}}}}
+    for chosen in (session, update_session(session, said, CountingEngine())):
+        assert (chosen.stream_settings.agreement, chosen.stream_settings.held_words) == (3, 2)
+    assert chosen.stream_settings.end_silence_s == 0.9
+    with pytest.raises(ValueError, match=r"^serve\.agreement=0 must be 1 to 5 passes"):
+        ServeSettings(agreement=0)
+
+    async def count_passes(agreement):
+        engine = CountingEngine()
+        stream = StreamSettings(agreement=agreement)
+        async with Running(engine, stream=stream) as running, running.connect() as client:
+            while True:
+                await client.send(json.dumps({"type": "input_audio_buffer.append", "audio": pcm(0.4)}))
+                try:  # all that is said of it, before more sound is sent
+                    while json.loads(await asyncio.wait_for(client.recv(), 0.1))["type"] != f"{ITEM}.delta":
+                        pass
+                    return len(engine.asked)
+                except TimeoutError:
+                    continue
+
+    passes = [asyncio.run(count_passes(agreement)) for agreement in (1, 2, 5)]
+    assert passes[0] < passes[1] < passes[2]
 
 
 def test_a_slow_model_makes_the_sender_wait_and_nothing_is_lost():

@@ -13,8 +13,9 @@ from infer.artefact import load_artefact
 from infer.decoding import Decoded
 from infer.subtitles import Segment
 from infer.transcriber import Transcriber
-from serve.agreement import common_prefix, match_prefix, split_units
-from serve.streaming import Heard, Stream, StreamSettings, Update, Window
+from serve.agreement import Agreement, common_prefix, match_prefix, split_units
+from serve.stream_settings import StreamSettings
+from serve.streaming import Heard, Stream, Update, Window
 from serve.voice import FRAME, VoiceActivity
 from tests.conftest import PROJECT
 
@@ -100,6 +101,37 @@ def test_the_end_of_what_is_final_is_found_with_the_fewest_edits():
     assert match_prefix(["a", " b", " c"], ["a", " c", " d"]) == (2, 1)
     assert match_prefix([], ["a"]) == (0, 0)
     assert match_prefix(["a", " b"], []) == (0, 2)
+
+
+def test_words_wait_for_as_many_passes_as_asked_and_any_doubt_begins_the_count_again():
+    said = ["a b", "a b c", "a x c d", "a x c d e", "a x c d e f"]
+    final = {}
+    for num_passes in (1, 2, 3):
+        agreement, done = Agreement(), []
+        for text in said:
+            tail = text.split()[len(done) :]
+            done += tail[: agreement.take(tail, num_passes=num_passes, held=1)]
+            final.setdefault(num_passes, []).append("".join(done))
+    assert final == {
+        1: ["a", "ab", "abc", "abcd", "abcde"],
+        2: ["", "ab", "abc", "abcd", "abcde"],
+        3: ["", "", "a", "a", "axcd"],
+    }
+    agreement.forget()
+    assert agreement.take(["e", "f"], num_passes=3, held=0) == 0
+
+
+@pytest.mark.parametrize(("agreement", "held_words"), [(1, 1), (2, 3), (3, 1)])
+def test_the_trade_between_sure_and_early_is_a_setting(agreement: int, held_words: int):
+    speaker = Speaker(spoken(20), 9.5)
+
+    def mean_s(updates: list[Update]) -> float:
+        return float(np.mean([u.end_s for u in updates for _ in u.delta.split()]))
+
+    usual_s = mean_s(listen(speaker))
+    updates = listen(speaker, StreamSettings(agreement=agreement, held_words=held_words))
+    assert utterances(updates) == [" ".join(word for word, _, _ in speaker.words)]
+    assert mean_s(updates) < usual_s if agreement == 1 else mean_s(updates) > usual_s
 
 
 def test_every_word_becomes_final_once_after_two_passes_and_at_the_pause():
@@ -228,6 +260,10 @@ def test_characters_are_the_units_of_chinese():
 def test_settings_say_what_is_allowed():
     with pytest.raises(ValueError, match="step_s=0 must be above 0"):
         StreamSettings(step_s=0)
+    with pytest.raises(ValueError, match="agreement=0 must be 1 to 5 passes"):
+        StreamSettings(agreement=0)
+    with pytest.raises(ValueError, match="held_words=9 must be 0 to 5 words"):
+        StreamSettings(held_words=9)
     with pytest.raises(ValueError, match="must lie in 1 to 30 s"):
         StreamSettings(longest_window_s=40)
 

@@ -18,6 +18,7 @@ from serve.live import MAX_WAITING_S, Places, hear, with_language
 from serve.page.actions import say
 from serve.page.results import show_live
 from serve.page.texts import Texts
+from serve.stream_settings import StreamSettings
 from serve.streaming import Stream
 
 FORGOTTEN_S = 30.0  # a browser that has sent nothing for so long has gone
@@ -27,7 +28,7 @@ FORGOTTEN_S = 30.0  # a browser that has sent nothing for so long has gone
 class Speaker:
     """Somebody who speaks into the page."""
 
-    stream: Stream = field(default_factory=Stream)
+    stream: Stream
     lines: list[str] = field(default_factory=list)
     """Utterances that are complete."""
     final: str = ""
@@ -42,8 +43,9 @@ class Speaker:
 class LiveTab:
     """All who speak now, by the session of their browser."""
 
-    def __init__(self, engine: Engine, places: Places) -> None:
+    def __init__(self, engine: Engine, places: Places, stream: StreamSettings) -> None:
         self._engine = engine
+        self._stream = stream
         self._places = places
         self._speakers: dict[str, Speaker] = {}
 
@@ -101,7 +103,7 @@ class LiveTab:
             for other in [name for name, s in self._speakers.items() if now - s.heard_s > FORGOTTEN_S]:
                 self.leave(other)
             self._places.take()
-            found = self._speakers[session] = Speaker()
+            found = self._speakers[session] = Speaker(Stream(self._stream))
         return found
 
     async def _pass(self, speaker: Speaker, options: Options, *, is_over: bool) -> bool:

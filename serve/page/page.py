@@ -53,7 +53,7 @@ def mount_page(app: FastAPI, engine: Engine, settings: ServeSettings, places: Pl
         texts = choose_texts(request.headers.get("accept-language", ""))
         return RedirectResponse(f"{texts.code}/", headers={"vary": "accept-language", "cache-control": "no-store"})
 
-    live = LiveTab(engine, places)
+    live = LiveTab(engine, places, settings.stream)
     for texts in TEXTS.values():
         gradio.mount_gradio_app(
             app,
