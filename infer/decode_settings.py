@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from data.features import MAX_WINDOW_S
 from data.languages import TASKS, verify_language
 
 LONG_FORMS = ("chunked", "sequential")
@@ -40,6 +41,8 @@ class DecodeSettings:
     """A phrase that ends a text more often than this in a row fails, and is at last written once; None lets it be."""
     long_form: str = "chunked"
     """Recordings over 30 s: `chunked` cuts at quiet points, `sequential` goes on where the last segment ended."""
+    piece_s: float = 30.0
+    """With `chunked`, the longest piece in seconds, 1 to 30: a model of short clips alone reads short pieces."""
     condition_on_previous_text: bool = False
     """With `sequential`, give the text of the last windows as a prompt; only for models that were trained so."""
     detect_language: bool = True
@@ -90,6 +93,8 @@ class DecodeSettings:
                 "decoding.long_form=sequential follows predicted times; give decoding.timestamps=true as well, "
                 "or decoding.long_form=chunked for a model that was trained without them"
             )
+        if not 1 <= self.piece_s <= MAX_WINDOW_S:
+            raise ValueError(f"decoding.piece_s={self.piece_s} must lie in 1 to {MAX_WINDOW_S} seconds")
         if self.condition_on_previous_text and self.long_form != "sequential":
             raise ValueError("decoding.condition_on_previous_text=true needs decoding.long_form=sequential")
 

@@ -187,7 +187,7 @@ class Transcriber:
         pieces: list[_Piece] = []
         parts: dict[int, dict[int, Decoded | None]] = {}
         for source, waveform in block:
-            cut = cut_at_quiet(waveform)
+            cut = cut_at_quiet(waveform, max_duration_s=self.settings.piece_s)
             indices = range(len(pieces), len(pieces) + len(cut))
             pieces += [self._piece(source, start_s, part) for start_s, part in cut]
             parts[source] = dict.fromkeys(indices)

@@ -156,9 +156,9 @@ class Engine:
                     param="file",
                 )
             with self._held(duration_s):
-                pieces = (
-                    await asyncio.to_thread(cut_at_quiet, waveform) if duration_s > MAX_WINDOW_S else [(0.0, waveform)]
-                )
+                pieces = [(0.0, waveform)]
+                if duration_s > settings.piece_s:
+                    pieces = await asyncio.to_thread(cut_at_quiet, waveform, max_duration_s=settings.piece_s)
                 decoded = await self._decode(model, settings, options, [part for _, part in pieces], on_progress)
         parts = [
             (start_s, start_s + len(part) / SAMPLING_RATE, found)

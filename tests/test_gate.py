@@ -306,7 +306,7 @@ def test_a_client_that_leaves_out_a_clip_is_an_error(clips):
 
 
 def _reading(errors, *, coverage=1.0, hits=0.9, clips_error=0.1):
-    names = ("sequential", "chunked", "chunked")
+    names = ("sequential", "chunked", "chunked", "chunked decoding.piece_s=4")
     ways = tuple(
         Way(
             name=name,
@@ -317,7 +317,7 @@ def _reading(errors, *, coverage=1.0, hits=0.9, clips_error=0.1):
             num_segments=3,
             has_times=timed,
         )
-        for name, timed, error in zip(names, (True, True, False), errors, strict=True)
+        for name, timed, error in zip(names, (True, True, False, False), errors, strict=False)
     )
     return LongReading(ways, clips_error)
 
@@ -347,6 +347,12 @@ def test_the_sentence_names_what_still_works():
     assert "lost its timestamps" in lost["sentence"] and lost["works"][0] in lost["sentence"]
     nothing = judge_times(_reading([0.9, 0.9, 0.9], hits=0.0), None, tolerance=0.05)
     assert nothing["works"] == [] and "give it clips" in nothing["sentence"]
+
+
+def test_a_model_of_short_clips_is_told_to_read_short_pieces():
+    found = judge_times(_reading([0.9, 0.9, 0.9, 0.1]), _reading([0.1, 0.1, 0.1, 0.1]), tolerance=0.05)
+    assert (found["times"], found["long_form"]) == ("lost", "works")
+    assert found["works"] == ["decoding.timestamps=false decoding.long_form=chunked decoding.piece_s=4"]
 
 
 def _fake_clients(monkeypatch, answers):

@@ -62,6 +62,17 @@ def test_shorter_windows_work_as_well(max_duration_s: float) -> None:
     assert len(pieces) >= 33.3 / max_duration_s
 
 
+def test_short_pieces_are_cut_in_the_pause_between_sentences() -> None:
+    """Hand-made: 2 s of noise and 0.3 s of near silence in turn; pieces of at most 4 s hold one sentence each."""
+    rng = np.random.default_rng(0)
+    sentence = rng.normal(0, 0.1, 2 * SAMPLING_RATE)
+    pause = rng.normal(0, 1e-4, 3 * SAMPLING_RATE // 10)
+    waveform = np.concatenate([sentence, pause] * 8).astype(np.float32)
+    starts_s = [start_s for start_s, _ in _assert_whole(waveform, longest=4 * SAMPLING_RATE)]
+    assert len(starts_s) >= 8
+    assert all(2.0 <= start_s % 2.3 <= 2.3 for start_s in starts_s[1:])
+
+
 def test_real_speech_is_cut_where_it_is_quieter_than_usual(speech) -> None:
     row = json.loads((speech / "ljspeech_en" / "longform.jsonl").read_text(encoding="utf-8").splitlines()[0])
     waveform = load_waveform(speech / "ljspeech_en" / row["audio"], max_duration_s=None)

@@ -133,7 +133,7 @@ def test_pieces_of_a_long_recording_are_joined_in_time(artefact: Artefact, monke
         return [Decoded("a b", "en", "en", 0.9, segments, is_cut=i == 1) for i in range(len(features))]
 
     monkeypatch.setattr(Decoder, "decode", decode)
-    monkeypatch.setattr("infer.transcriber.cut_at_quiet", lambda w: [(0.0, w[:320_000]), (20.0, w[320_000:])])
+    monkeypatch.setattr("infer.transcriber.cut_at_quiet", lambda w, **_: [(0.0, w[:320_000]), (20.0, w[320_000:])])
     (transcript,) = Transcriber(artefact, SETTINGS).transcribe([tone(45.0)])
     assert transcript.text == "a b a b"
     assert transcript.segments == (

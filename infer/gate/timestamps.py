@@ -1,15 +1,19 @@
 """Do timestamps and long recordings survive? A fine-tuned model easily forgets them; it is named, with what works.
 
 A long recording is read by predicted times, and cut at quiet points. Where joined clips are the recording, it is known
-where each begins, and what the model hears in each alone.
+where each begins, and what the model hears in each alone; such a recording is also cut into pieces no longer than its
+clips, which is what a model reads that was fine-tuned on short clips.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data.audio import SAMPLING_RATE
+from data.features import MAX_WINDOW_S
 from infer.artefact import Artefact
 from infer.decode_settings import DecodeSettings
 from infer.gate.clips import LongRecording
@@ -97,6 +101,8 @@ def read_long(
         "cut, with times": replace(plain, timestamps=True, long_form="chunked"),
         "cut": replace(plain, timestamps=False, long_form="chunked"),
     }
+    if recording.clips:
+        settings["cut short"] = replace(settings["cut"], piece_s=_length_of_clips(recording))
     ways = []
     for name, way in settings.items():
         (transcript,) = Transcriber(artefact, way, batch_size=batch_size).transcribe([recording.waveform])
@@ -108,6 +114,12 @@ def read_long(
     return LongReading(tuple(ways), clips_error)
 
 
+def _length_of_clips(recording: LongRecording) -> float:
+    """Return whole seconds that hold any of the joined clips, at most 30."""
+    longest_s = max(len(clip) for clip in recording.clips) / SAMPLING_RATE
+    return float(min(MAX_WINDOW_S, max(1, math.ceil(longest_s))))
+
+
 def _measure(name: str, settings: DecodeSettings, transcript: Transcript, recording: LongRecording) -> Way:
     timed = [window for window in transcript.windows if window.segments and not window.no_speech]
     starts = [segment.start_s for segment in transcript.segments] if settings.timestamps else []
@@ -116,13 +128,18 @@ def _measure(name: str, settings: DecodeSettings, transcript: Transcript, record
         hits = sum(any(abs(start - true) <= NEAR_S for start in starts) for true in recording.starts_s)
     return Way(
         name=name,
-        settings=f"decoding.timestamps={str(settings.timestamps).lower()} decoding.long_form={settings.long_form}",
+        settings=_what_to_type(settings),
         error=None if recording.text is None else _error(recording.text, transcript.text, recording.language),
         coverage=len(timed) / max(1, len(transcript.windows)),
         starts_hit=None if hits is None else hits / len(recording.starts_s),
         num_segments=len(starts),
         has_times=settings.timestamps,
     )
+
+
+def _what_to_type(settings: DecodeSettings) -> str:
+    typed = f"decoding.timestamps={str(settings.timestamps).lower()} decoding.long_form={settings.long_form}"
+    return typed if settings.piece_s == MAX_WINDOW_S else f"{typed} decoding.piece_s={settings.piece_s:g}"
 
 
 def _error(reference: str, hypothesis: str, language: str) -> float | None:
