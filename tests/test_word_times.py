@@ -19,7 +19,6 @@ from infer.decoded import Decoded
 from infer.decoding import Decoder, DecodeSettings
 from infer.encoder import encode
 from infer.listening import alignment_heads, followed
-from infer.longform import cut_at_quiet
 from infer.reading import TokenReader
 from infer.sequential import SequentialRecording
 from infer.subtitles import Segment, Word, format_json
@@ -238,13 +237,12 @@ def test_a_batch_of_many_languages_and_windows_times_words_as_each_alone(base, c
         assert (found.segments[0].start_s, found.segments[0].end_s) == (times[0], times[-1])
 
 
-def test_words_of_a_recording_in_pieces_lie_where_its_clips_do(base, clips, monkeypatch):
+def test_words_of_a_recording_in_pieces_lie_where_its_clips_do(base, clips):
     # the first quiet frame is where a piece ends, so that each holds a clip; the model knows no longer ones
-    monkeypatch.setattr("infer.transcriber.cut_at_quiet", lambda waveform: cut_at_quiet(waveform, max_duration_s=3.0))
     chosen = [clip for row, clip in clips if row["language"] in ("en", "ru")]
     gap = np.zeros(1600, np.float32)
     joined = np.concatenate([part for clip in chosen for part in (clip, gap)])
-    (transcript,) = Transcriber(base, SETTINGS).transcribe([joined])
+    (transcript,) = Transcriber(base, replace(SETTINGS, piece_s=3.0)).transcribe([joined])
     assert len(transcript.segments) == len(chosen) == 4
     begin_s, num_near = 0.0, 0
     alone = Transcriber(base, SETTINGS).transcribe(chosen)
