@@ -199,7 +199,7 @@ class Engine:
     ) -> list[Decoded]:
         language = options.language
         if options.prompt and language == "auto":  # a prompt stands before the place where the language is read off
-            first = replace(settings, max_new_tokens=1, temperature=(0.0,), timestamps=False)
+            first = replace(settings, max_new_tokens=1, temperature=(0.0,), timestamps=False, word_times=False)
             heard = Recording(first, "auto", None, is_live, asyncio.get_running_loop().create_future())
             language = (await model.decode(heard, waveforms[:1]))[0].language
         recording = Recording(
