@@ -143,8 +143,7 @@ def open_page(browser, address):
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.on("websocket", lambda opened: asked.append(opened.url))
         tab.goto(address + path)
-        tab.wait_for_selector("#mv-go")
-        tab.wait_for_function("document.querySelector('#mv-language input')?.value")
+        tab.wait_for_selector("#mv-go:enabled")  # as a user waits
         return tab
 
     yield open_at

@@ -87,17 +87,17 @@ def build_page(engine: Engine, settings: ServeSettings, texts: Texts, live: Live
     with gradio.Blocks(title="Mezzavoce", analytics_enabled=False, delete_cache=CACHE_S) as page:
         gradio.HTML(_header(texts))
         with gradio.Tab(texts.tab_transcribe, id="transcribe"):
-            transcribe_choices = _build_transcribe(engine, settings, texts)
+            transcribe_choices, transcribe_go = _build_transcribe(engine, settings, texts)
         with gradio.Tab(texts.tab_live, id="live"):
             live_choices = _build_live(engine, texts, live)
         with gradio.Tab(texts.tab_compare, id="compare"):
-            compare_choices = _build_compare(engine, texts)
+            compare_choices, compare_go = _build_compare(engine, texts)
         gradio.HTML(f'<p class="mv-foot">{escape(texts.footer)} <a href="../docs">/docs</a></p>')
         choices = [*transcribe_choices, *live_choices, *compare_choices]
-        # models are loaded after the page is built
+        # Models are loaded after the page is built; and a button pressed before the browser listens would do nothing.
         page.load(
-            lambda: [_offer(engine, texts, kind) for kind, _ in choices],
-            outputs=[component for _, component in choices],
+            lambda: [*(_offer(engine, texts, kind) for kind, _ in choices), *[gradio.Button(interactive=True)] * 2],
+            outputs=[*(component for _, component in choices), transcribe_go, compare_go],
             **PRIVATE,
         )
         page.unload(_unload(live))
@@ -108,7 +108,7 @@ Choices = list[tuple[str, gradio.Dropdown]]
 """What a dropdown offers, `language`, `profile` or `other_profile`, and the dropdown."""
 
 
-def _build_transcribe(engine: Engine, settings: ServeSettings, texts: Texts) -> Choices:
+def _build_transcribe(engine: Engine, settings: ServeSettings, texts: Texts) -> tuple[Choices, gradio.Button]:
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=5, min_width=320, elem_classes="mv-card"):
             audio = _audio(texts, "mv-audio-file")
@@ -119,7 +119,7 @@ def _build_transcribe(engine: Engine, settings: ServeSettings, texts: Texts) -> 
                 model = _model(engine, texts)
                 profile = _dropdown(texts.profile, [("", "")])
             with gradio.Row():
-                go = gradio.Button(texts.go, variant="primary", elem_id="mv-go", scale=3, min_width=120)
+                go = _go(texts.go, "mv-go", scale=3, min_width=120)
                 stop = gradio.Button(texts.stop, elem_id="mv-stop", scale=1, min_width=80)
             limits = texts.limits.format(mb=f"{settings.max_upload_mb:g}", minutes=f"{settings.max_duration_s / 60:g}")
             gradio.HTML(f'<p class="mv-limits">{escape(limits)}</p>')
@@ -134,7 +134,7 @@ def _build_transcribe(engine: Engine, settings: ServeSettings, texts: Texts) -> 
     running = go.click(run, [audio, language, task, model, profile], result, **PRIVATE)
     stop.click(lambda: show_empty(texts.stopped), outputs=result, cancels=[running], **PRIVATE)
     _follow(model, [("language", language), ("profile", profile)], engine, texts)
-    return [("language", language), ("profile", profile)]
+    return [("language", language), ("profile", profile)], go
 
 
 def _build_live(engine: Engine, texts: Texts, live: LiveTab) -> Choices:
@@ -169,7 +169,7 @@ def _build_live(engine: Engine, texts: Texts, live: LiveTab) -> Choices:
     return [("language", language)]
 
 
-def _build_compare(engine: Engine, texts: Texts) -> Choices:
+def _build_compare(engine: Engine, texts: Texts) -> tuple[Choices, gradio.Button]:
     names = engine.models()
     with gradio.Column(elem_classes="mv-card"):
         audio = _audio(texts, "mv-audio-compare")
@@ -180,7 +180,7 @@ def _build_compare(engine: Engine, texts: Texts) -> Choices:
                 with gradio.Column(min_width=260):
                     model = gradio.Dropdown(names, value=name, label=f"{title} · {texts.model}")
                     sides += [model, _dropdown(f"{title} · {texts.profile}", [("", "")])]
-        go = gradio.Button(texts.compare_go, variant="primary", elem_id="mv-compare-go")
+        go = _go(texts.compare_go, "mv-compare-go")
         if len(names) == 1:
             gradio.HTML(f'<p class="mv-note">{escape(texts.compare_hint)}</p>')
         result = gradio.HTML(show_empty(texts.empty_compare), elem_id="mv-compare-result")
@@ -198,7 +198,7 @@ def _build_compare(engine: Engine, texts: Texts) -> Choices:
     choices: Choices = [("language", language), ("profile", sides[1]), (offered, sides[3])]
     for model, kind in ((sides[0], choices[1]), (sides[2], choices[2])):
         _follow(model, [kind], engine, texts)
-    return choices
+    return choices, go
 
 
 def _follow(model: gradio.Dropdown, choices: Choices, engine: Engine, texts: Texts) -> None:
@@ -232,6 +232,11 @@ def _audio(texts: Texts, elem_id: str) -> gradio.Audio:
         elem_id=elem_id,
         elem_classes="mv-audio",
     )
+
+
+def _go(label: str, elem_id: str, **layout: Any) -> gradio.Button:
+    """Return a button that starts; nobody can press it before the page is ready."""
+    return gradio.Button(label, variant="primary", elem_id=elem_id, interactive=False, **layout)
 
 
 def _dropdown(label: str, choices: list[tuple[str, str]], elem_id: str | None = None) -> gradio.Dropdown:
