@@ -30,10 +30,11 @@ from transformers import WhisperConfig, pipeline
 from benchmarks.environment import PROJECT, write_result
 from data.audio import SAMPLING_RATE, Waveform, load_waveform
 from data.windows import Windows, full_windows
-from infer.artefact import Artefact, cast_to_half, load_artefact, write_artefact
+from infer.artefact import Artefact, load_artefact, write_artefact
 from infer.beam import beam_search
 from infer.decoding import Decoder, DecodeSettings
 from infer.encoder import WindowedWhisper, encode, encode_windows
+from infer.half import cast_to_half
 from infer.transcriber import Transcriber
 from train.model import build_generation_config
 from train.vocabulary import learn_tokenizer

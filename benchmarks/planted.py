@@ -26,9 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.environment import write_result
-from infer.artefact import RECORD_NAME, WEIGHTS_NAME, file_sha256
+from infer.artefact import RECORD_NAME
 from infer.doctor.examination import CHECKS, examine
 from infer.doctor.folder import Weights
+from infer.weights import WEIGHTS_NAME, file_sha256
 
 MATRIX = "model.decoder.layers.0.fc1.weight"
 EMBEDDING = "model.decoder.embed_tokens.weight"

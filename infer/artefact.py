@@ -33,21 +33,8 @@ from data.labels import special_id
 from data.windows import Windows, build_windows, full_windows
 from infer.encoder import WindowedWhisper
 from infer.generation_config import clean_generation_config
-from infer.half import FP16_MAX, TIED_NAMES, RejectedError, cast_to_half
+from infer.half import TIED_NAMES
 from infer.weights import WEIGHTS_NAME, file_sha256, save_weights, stored_dtype, weight_files, weights_sha256
-
-__all__ = [
-    "FP16_MAX",
-    "TIED_NAMES",
-    "WEIGHTS_NAME",
-    "Artefact",
-    "RejectedError",
-    "cast_to_half",
-    "clean_generation_config",
-    "file_sha256",
-    "load_artefact",
-    "write_artefact",
-]
 
 RECORD_NAME = "mezzavoce.json"
 COMPUTE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -17,19 +17,13 @@ from transformers import GenerationConfig, WhisperForConditionalGeneration, Whis
 
 import infer.artefact
 from data.windows import Windows
-from infer.artefact import (
-    RejectedError,
-    amend_record,
-    cast_to_half,
-    clean_generation_config,
-    file_sha256,
-    load_artefact,
-    resolve_compute,
-    write_artefact,
-)
+from infer.artefact import amend_record, load_artefact, resolve_compute, write_artefact
 from infer.decoding import DecodeSettings
 from infer.encoder import WindowedWhisper
+from infer.generation_config import clean_generation_config
+from infer.half import RejectedError, cast_to_half
 from infer.transcriber import Transcriber
+from infer.weights import file_sha256
 
 WINDOWS = Windows((1.0, 5.0, 30.0))
 

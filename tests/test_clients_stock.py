@@ -9,10 +9,11 @@ import pytest
 
 from data.sources import Source
 from data.windows import build_windows
-from infer.artefact import cast_to_half, write_artefact
+from infer.artefact import write_artefact
 from infer.clients.client import ClientRequest, run_client
 from infer.decoding import DecodeSettings
 from infer.export.ctranslate2 import convert_to_ctranslate2
+from infer.half import cast_to_half
 
 pytest.importorskip("faster_whisper", reason="the extra `runtimes` is not installed")
 

@@ -14,13 +14,14 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from data.windows import build_windows
-from infer.artefact import cast_to_half, write_artefact
+from infer.artefact import write_artefact
 from infer.compare.arithmetic import ARITHMETICS, DeviceFacts, choose_arithmetics, compute_type, find_obstacle
 from infer.compare.floor import Rates, count_work, floor_s, measure_rates
 from infer.compare.measurement import Request, measure, measure_in_process
 from infer.compare.verdict import build_rows, judge, shipped_verdict
 from infer.decoding import DecodeSettings
 from infer.encoder import encode
+from infer.half import cast_to_half
 from infer.score.evaluation import Prediction
 from infer.score.statistics import Comparison, Interval
 from scripts.compare_precision import build_settings, compare_precision

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from data.windows import build_windows
-from infer.artefact import cast_to_half, load_artefact, write_artefact
+from infer.artefact import load_artefact, write_artefact
 from infer.decoding import Decoder, DecodeSettings
 from infer.encoder import encode
 from infer.export.ctranslate2 import convert_to_ctranslate2
+from infer.half import cast_to_half
 
 ctranslate2 = pytest.importorskip("ctranslate2", reason="the extra `runtimes` is not installed")
 

@@ -14,12 +14,13 @@ from transformers import WhisperForConditionalGeneration
 
 from benchmarks.planted import NUM_OF_FIGURE, PLANTS, plant
 from data.windows import Windows
-from infer.artefact import cast_to_half, load_artefact, write_artefact
+from infer.artefact import load_artefact, write_artefact
 from infer.doctor.examination import CHECKS, examine
 from infer.doctor.findings import RUNTIMES
 from infer.doctor.folder import ModelFolder, Weights
 from infer.doctor.repair import repair
 from infer.doctor.weights import measure_tensor
+from infer.half import cast_to_half
 from scripts.doctor import DoctorSettings, build_settings, consult
 from scripts.settings import compose_config
 

@@ -11,10 +11,11 @@ import torch
 from rich.console import Console
 
 from data.windows import full_windows
-from infer.artefact import cast_to_half, write_artefact
+from infer.artefact import write_artefact
 from infer.doctor.converted import ctranslate2_shapes, examine_converted, recognise
 from infer.export.ggml import convert_to_ggml
 from infer.export.openai import convert_to_openai
+from infer.half import cast_to_half
 from scripts.doctor import DoctorSettings, consult
 
 QUIET = Console(quiet=True)

@@ -13,11 +13,13 @@ from rich.console import Console
 import scripts.evaluate
 from data.sources import Source
 from data.windows import build_windows
-from infer.artefact import cast_to_half, file_sha256, write_artefact
+from infer.artefact import write_artefact
+from infer.half import cast_to_half
 from infer.score.contest import Entry, find_forgetting, hold_duels, losers, render_contest
 from infer.score.evaluation import Prediction, score_predictions
 from infer.score.sets import name_artefacts, name_sets, read_sets
 from infer.transcriber import Transcriber
+from infer.weights import file_sha256
 from scripts.evaluate import evaluate_all, find_targets, show
 from scripts.settings import compose_config
 from train.tracked_report import build_tables

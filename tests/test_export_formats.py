@@ -15,9 +15,10 @@ from transformers import WhisperForConditionalGeneration
 
 import scripts.export
 from data.windows import build_windows
-from infer.artefact import RejectedError, cast_to_half, load_artefact, write_artefact
+from infer.artefact import load_artefact, write_artefact
 from infer.export.formats import FORMATS, FormatOptions, HfOptions, name_result, verify_installed
 from infer.export.hf import convert_to_hf
+from infer.half import RejectedError, cast_to_half
 from infer.weights import INDEX_NAME, StoredWeights, weights_sha256
 from scripts.export import build_settings, export
 from scripts.settings import compose_config

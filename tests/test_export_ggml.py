@@ -12,11 +12,12 @@ import pytest
 from transformers import WhisperFeatureExtractor
 
 from data.windows import full_windows
-from infer.artefact import cast_to_half, load_artefact, write_artefact
+from infer.artefact import load_artefact, write_artefact
 from infer.decoding import DecodeSettings
 from infer.export.ggml import convert_to_ggml
 from infer.export.ggml_blocks import q5_0_blocks, q8_0_blocks
 from infer.export.openai_layout import openai_layout, token_bytes
+from infer.half import cast_to_half
 from infer.transcriber import Transcriber
 from tests.conftest import tone
 

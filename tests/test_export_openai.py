@@ -12,11 +12,12 @@ from transformers import WhisperForConditionalGeneration
 
 from data.sources import Source
 from data.windows import full_windows
-from infer.artefact import cast_to_half, load_tokenizer, write_artefact
+from infer.artefact import load_tokenizer, write_artefact
 from infer.clients.client import ClientRequest, run_client_in_process
 from infer.decoding import DecodeSettings
 from infer.export.openai import convert_to_openai, load_suppressed
 from infer.export.openai_layout import openai_layout
+from infer.half import cast_to_half
 
 whisper_package = pytest.importorskip("whisper", reason="the extra `runtimes` is not installed")
 

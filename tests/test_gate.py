@@ -20,7 +20,7 @@ import infer.gate.runtimes
 from data.rows import Row
 from data.sources import Source
 from data.windows import Windows, full_windows
-from infer.artefact import FP16_MAX, amend_record, cast_to_half, file_sha256, load_artefact, write_artefact
+from infer.artefact import amend_record, load_artefact, write_artefact
 from infer.decode_settings import DecodeSettings
 from infer.gate.clips import join_clips, made_sounds, open_long, write_clips
 from infer.gate.forced import HeadroomMeter, compare_forced, measure_headroom
@@ -33,10 +33,12 @@ from infer.gate.tables import remarks, render_parity, render_runtimes, runtimes_
 from infer.gate.texts import compare_texts, predictions_of
 from infer.gate.timestamps import LongReading, Way, judge_times
 from infer.gate.verdict import Miss, reasons_for
+from infer.half import FP16_MAX, cast_to_half
 from infer.plain_search import lacked_lists
 from infer.score.held_out import read_held_out, transcribe_rows
 from infer.score.utterances import Prediction
 from infer.transcriber import Transcriber
+from infer.weights import file_sha256
 
 DECODING = DecodeSettings(max_new_tokens=6)
 SETTINGS = GateSettings(clips=4, half_clips=1, latency_clips=1, long_s=1.0)

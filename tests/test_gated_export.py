@@ -16,10 +16,11 @@ import infer.gate.runtimes
 from data.settings import DatasetSettings
 from data.sources import Source
 from data.windows import Windows
-from infer.artefact import cast_to_half, load_artefact, write_artefact
+from infer.artefact import load_artefact, write_artefact
 from infer.decode_settings import DecodeSettings
 from infer.export.hub import HubSettings
 from infer.gate.settings import GateSettings
+from infer.half import cast_to_half
 from infer.score.held_out import read_held_out, transcribe_rows
 from infer.transcriber import Transcriber
 from scripts.export import ExportSettings, FinishedRun, TargetSettings, export_judged

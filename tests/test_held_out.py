@@ -17,8 +17,9 @@ from conftest import PROJECT, tone
 from data.rows import Row
 from data.sources import Source
 from data.windows import Windows
-from infer.artefact import Artefact, cast_to_half, load_artefact, write_artefact
+from infer.artefact import Artefact, load_artefact, write_artefact
 from infer.decoding import DecodeSettings
+from infer.half import cast_to_half
 from infer.score.held_out import read_held_out, transcribe_rows
 from infer.score.partial import PartialPredictions, held_out_sha256
 from infer.score.sharing import Share

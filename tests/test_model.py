@@ -10,7 +10,7 @@ from conftest import TEXTS, fake_batch, tiny_whisper, tone
 from transformers import GenerationConfig, WhisperForConditionalGeneration
 
 from data.features import LogMel
-from infer.artefact import file_sha256
+from infer.weights import file_sha256
 from train.model import Geometry, ModelSettings, find_model, load_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

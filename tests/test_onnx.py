@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from data.windows import build_windows
-from infer.artefact import cast_to_half, load_artefact, write_artefact
+from infer.artefact import load_artefact, write_artefact
 from infer.decoding import Decoder, DecodeSettings
 from infer.encoder import encode
+from infer.half import cast_to_half
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `runtimes` is not installed")
 pytest.importorskip("onnxscript", reason="the extra `runtimes` is not installed")

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 import scripts.evaluate
 import scripts.transcribe
 from data.windows import build_windows
-from infer.artefact import cast_to_half, write_artefact
+from infer.artefact import write_artefact
+from infer.half import cast_to_half
 from scripts.evaluate import evaluate_artefact
 from scripts.settings import SettingsError, build, compose_config, to_plain
 from scripts.transcribe import TranscribeSettings, find_audio, transcribe_files

@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase, WhisperForConditionalGeneratio
 
 from data.audio import SAMPLING_RATE
 from data.windows import Windows
-from infer.artefact import Artefact, cast_to_half, load_artefact, write_artefact
+from infer.artefact import Artefact, load_artefact, write_artefact
 from infer.decoding import Decoded, Decoder, DecodeSettings
 from infer.encoder import WindowedWhisper
+from infer.half import cast_to_half
 from infer.reading import TokenReader
 from infer.sequential import SequentialRecording
 from infer.transcriber import Transcriber

@@ -526,7 +526,7 @@ def test_no_source_at_all_says_what_is_missing(train):
 
 
 def test_weights_that_do_not_fit_fp16_go_to_rejected_with_the_reason(train, monkeypatch, tmp_path):
-    from infer.artefact import RejectedError
+    from infer.half import RejectedError
 
     real = Standing.weights_to_ship
 

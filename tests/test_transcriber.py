@@ -20,9 +20,10 @@ from data.audio import SAMPLING_RATE, AudioError
 from data.features import LogMel
 from data.reasons import Reason
 from data.windows import Windows, full_windows
-from infer.artefact import Artefact, cast_to_half, load_artefact, write_artefact
+from infer.artefact import Artefact, load_artefact, write_artefact
 from infer.decoding import Decoded, Decoder, DecodeSettings
 from infer.encoder import WindowedWhisper
+from infer.half import cast_to_half
 from infer.subtitles import Segment
 from infer.transcriber import Clip, Stopwatch, Transcriber
 

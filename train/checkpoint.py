@@ -20,7 +20,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infer.artefact import file_sha256
+from infer.weights import file_sha256
 from train.durable import Written, free_bytes, num_bytes, rename, sync_folder, write_file, write_json, write_tensors
 from train.moments import flatten_optimizer, unflatten_optimizer
 

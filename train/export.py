@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infer.artefact import RejectedError, cast_to_half, write_artefact
+from infer.artefact import write_artefact
 from infer.encoder import WindowedWhisper
 from infer.export.hf import DTYPES, Recast
+from infer.half import RejectedError, cast_to_half
 from train.adapters import choose_trainable, merged_state
 from train.checkpoint import load_checkpoint
 from train.half import HalfCopy

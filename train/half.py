@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from data.windows import Windows
-from infer.artefact import Artefact, cast_to_half, resolve_compute
+from infer.artefact import Artefact, resolve_compute
 from infer.encoder import WindowedWhisper
+from infer.half import cast_to_half
 
 
 class HalfCopy:

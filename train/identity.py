@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from data.sources import Source
-from infer.artefact import file_sha256
+from infer.weights import file_sha256
 
 logger = logging.getLogger(__name__)
 

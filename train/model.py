@@ -17,14 +17,10 @@ from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from data.labels import special_id
 from data.languages import LANGUAGE_CODES
-from infer.artefact import (
-    WEIGHTS_NAME,
-    clean_generation_config,
-    file_sha256,
-    load_tokenizer,
-    refuse_remote_code,
-)
+from infer.artefact import load_tokenizer, refuse_remote_code
 from infer.encoder import WindowedWhisper
+from infer.generation_config import clean_generation_config
+from infer.weights import WEIGHTS_NAME, file_sha256
 from train.vocabulary import Unit, learn_tokenizer, special_tokens
 
 logger = logging.getLogger(__name__)

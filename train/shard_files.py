@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from infer.artefact import file_sha256
+from infer.weights import file_sha256
 from train.checkpoint import (
     SHARDS,
     Checkpoint,

@@ -12,7 +12,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from infer.artefact import RECORD_NAME, WEIGHTS_NAME
+from infer.artefact import RECORD_NAME
+from infer.weights import WEIGHTS_NAME
 
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 PICKLED_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.ckpt")

@@ -5,9 +5,10 @@ Each check is a function from the folder to a finding, or to None.
 
 from __future__ import annotations
 
-from infer.artefact import RECORD_NAME, WEIGHTS_NAME, file_sha256
+from infer.artefact import RECORD_NAME
 from infer.doctor.findings import FASTER_WHISPER, ONNX, OURS, RUNTIMES, TRANSFORMERS, WHISPER_CPP, Finding
 from infer.doctor.folder import ModelFolder
+from infer.weights import WEIGHTS_NAME, file_sha256
 
 EXPORTED = tuple(runtime for runtime in RUNTIMES if runtime not in (TRANSFORMERS, OURS))
 """Runtimes that a converter has to write for."""

@@ -19,10 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperTokenizer
 
-from infer.artefact import RECORD_NAME, TIED_NAMES, WEIGHTS_NAME, file_sha256
+from infer.artefact import RECORD_NAME
 from infer.doctor.examination import Examination
 from infer.doctor.folder import INDEX_NAME, PICKLED_NAMES, ModelFolder
 from infer.doctor.identities import CONFIG_IDS, GENERATION_IDS, TASKS, is_multilingual
+from infer.half import TIED_NAMES
+from infer.weights import WEIGHTS_NAME, file_sha256
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),

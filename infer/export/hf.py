@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import GenerationConfig, WhisperConfig
 
 from data.windows import build_windows, full_windows
-from infer.artefact import RECORD_NAME, cast_to_half, load_tokenizer, refuse_remote_code, write_artefact
+from infer.artefact import RECORD_NAME, load_tokenizer, refuse_remote_code, write_artefact
+from infer.half import cast_to_half
 from infer.weights import StoredWeights, stored_dtype, weights_sha256
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

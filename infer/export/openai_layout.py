@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerBase, WhisperConfig
 
 from data.labels import special_id
 from data.languages import LANGUAGE_CODES
-from infer.artefact import TIED_NAMES, WEIGHTS_NAME
 from infer.export.widening import num_copies, widened
+from infer.half import TIED_NAMES
+from infer.weights import WEIGHTS_NAME
 
 NUM_TEXT = 50_257
 """Tokens of text in a multilingual Whisper; `<|endoftext|>` has this id."""

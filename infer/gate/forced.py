@@ -21,7 +21,8 @@ from data.features import LogMel
 from data.labels import IGNORE_INDEX, LabelBuilder, Labels
 from data.rows import Row
 from data.windows import FULL_FRAMES, Windows
-from infer.artefact import FP16_MAX, Artefact
+from infer.artefact import Artefact
+from infer.half import FP16_MAX
 
 CLAMP = 64504.0
 """Where stock Whisper cuts off what its encoder layers give in FP16: the largest value less 1000."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data.rows import Row
 from data.windows import Windows, full_windows
-from infer.artefact import Artefact, RejectedError, cast_to_half, load_artefact
+from infer.artefact import Artefact, load_artefact
 from infer.compare.arithmetic import ARITHMETICS, apply_arithmetic
 from infer.compare.measurement import Request, measure_in_process
 from infer.decode_settings import DecodeSettings
@@ -32,6 +32,7 @@ from infer.gate.forced import HeadroomMeter, compare_forced, measure_headroom
 from infer.gate.settings import GateSettings
 from infer.gate.texts import compare_texts
 from infer.gate.verdict import Miss, percent
+from infer.half import RejectedError, cast_to_half
 from infer.score.evaluation import Score, score_predictions
 from infer.score.held_out import transcribe_rows
 from infer.score.normalise import describe_scoring
