@@ -18,7 +18,7 @@ from data.features import MAX_WINDOW_S
 from data.ingest import Ingest, admit
 from data.labels import PREFIX_LENGTH, LabelBuilder, LabelError
 from data.lengths import Faults, find_durations, find_lost_s
-from data.packing import pack_rows
+from data.packing import Packing, arrange_rows, pack_rows
 from data.reasons import Reason, Rejected
 from data.recordings import cut_recording
 from data.records import stamp_of, table_of_rows
@@ -36,7 +36,9 @@ class Clips:
     bounds: npt.NDArray[np.int64]
     """(num_clips + 1): clip i is made of the rows from bounds[i] to bounds[i + 1]."""
     durations_s: npt.NDArray[np.float64]
-    """(num_clips,) seconds."""
+    """(num_clips,) seconds, pauses included."""
+    gaps_s: npt.NDArray[np.float64]
+    """(num_clips,) seconds of pause between the rows of a clip."""
     ingest: tuple[Ingest, ...]
     """What became of each source's lines."""
 
@@ -116,7 +118,7 @@ def open_clips(
     on_bad: str,
     max_bad_share: float,
     max_duration_s: float = float(MAX_WINDOW_S),
-    pack: bool = False,
+    packing: Packing | None = None,
 ) -> Clips:
     """Read sources, check every row, and find the length of every clip.
 
@@ -126,7 +128,7 @@ def open_clips(
         on_bad: `strict`, `quarantine` or `report`; see `admit`.
         max_bad_share: largest share of bad lines or hours of a source that `quarantine` tolerates, 0 to 1.
         max_duration_s: longest clip; recordings with segments are cut to it.
-        pack: join neighbours of one language up to `max_duration_s`.
+        packing: joins rows of the sources with `pack=true`; None joins none.
 
     Raises:
         ValueError: if too much of a source is bad, with file, line and reason of the first few.
@@ -137,10 +139,13 @@ def open_clips(
         for source in sources
     ]
     return join_tables(
-        [table for table, _ in opened],
+        [
+            arrange_rows(table, packing) if packing is not None and source.pack else table
+            for source, (table, _) in zip(sources, opened, strict=True)
+        ],
         label_builder,
-        pack=pack,
-        max_duration_s=max_duration_s,
+        packing=packing,
+        is_packed=[bool(source.pack) for source in sources],
         ingest=[account for _, account in opened],
     )
 
@@ -171,15 +176,27 @@ def join_tables(
     tables: Sequence[RowTable],
     label_builder: LabelBuilder,
     *,
-    pack: bool,
-    max_duration_s: float = float(MAX_WINDOW_S),
+    packing: Packing | None,
+    is_packed: Sequence[bool],
     ingest: Sequence[Ingest] = (),
 ) -> Clips:
-    """Make clips of checked rows, one of each, or of several neighbours."""
+    """Make clips of checked rows, one of each, or of several.
+
+    Args:
+        tables: one a source.
+        label_builder: counts tokens.
+        packing: how rows are joined; None joins none.
+        is_packed: one a source, whether its rows are joined.
+        ingest: what became of each source's lines.
+    """
+    if packing is None or not any(is_packed):
+        rows = JoinedRows(tables)
+        return Clips(rows, np.arange(len(rows) + 1), rows.durations_s, np.zeros(len(rows)), tuple(ingest))
     rows = JoinedRows(tables)
-    bounds = _pack(rows, label_builder, max_duration_s) if pack else np.arange(len(rows) + 1)
-    durations_s = np.add.reduceat(rows.durations_s, bounds[:-1]) if len(rows) else np.zeros(0)
-    return Clips(rows, bounds, durations_s, tuple(ingest))
+    bounds = _pack(rows, label_builder, packing, np.asarray(is_packed))
+    gaps_s = packing.draw_gaps(len(bounds) - 1)
+    spoken_s = np.add.reduceat(rows.durations_s, bounds[:-1]) if len(rows) else np.zeros(0)
+    return Clips(rows, bounds, spoken_s + gaps_s * (np.diff(bounds) - 1), gaps_s, tuple(ingest))
 
 
 def check_rows(table: RowTable, label_builder: LabelBuilder, max_duration_s: float = float(MAX_WINDOW_S)) -> RowTable:
@@ -259,15 +276,20 @@ def _cap(table: RowTable, source: Source) -> RowTable:
     return table.replace(table.table.take(pa.array(np.arange(keep) * len(table) // keep)), table.rejected)
 
 
-def _pack(rows: JoinedRows, label_builder: LabelBuilder, max_duration_s: float) -> npt.NDArray[np.int64]:
+def _pack(
+    rows: JoinedRows, label_builder: LabelBuilder, packing: Packing, is_packed: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
     columns = {name: rows.column(name) for name in ("text", "task", "speaker", "no_speech", "open_start_s")}
     texts = columns["text"]
     counts = [label_builder.count_tokens(texts[i : i + 4096].tolist()) for i in range(0, len(texts), 4096)]
+    table_of = rows.table_of(np.arange(len(rows)))
+    is_whole = ~columns["no_speech"].astype(bool) & np.isnan(columns["open_start_s"].astype(np.float64))
     return pack_rows(
         rows.durations_s,
-        groups=(rows.table_of(np.arange(len(rows))), rows.languages, columns["task"], columns["speaker"]),
-        num_tokens=np.concatenate(counts),
-        is_packable=~columns["no_speech"].astype(bool) & np.isnan(columns["open_start_s"].astype(np.float64)),
-        max_duration_s=max_duration_s,
+        groups=(table_of, rows.languages, columns["task"], columns["speaker"]),
+        num_tokens=np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64),
+        is_packable=is_whole & is_packed[table_of],
+        max_duration_s=packing.max_duration_s,
+        gap_s=packing.gaps_s[1],
         max_tokens=label_builder.max_positions - PREFIX_LENGTH,
     )

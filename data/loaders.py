@@ -226,6 +226,7 @@ class UpdateDataset(Dataset[UpdateBatches]):
         self, clip: int, *, max_samples: int
     ) -> tuple[Waveform, Row | None, tuple[RowReference, ...], list[BadRow]]:
         """Return the waveform and the row of a clip, made of those of its members that can be read, and which."""
+        gap_s = float(self.clips.gaps_s[clip])
         num_samples = 0
         members: list[RowReference] = []
         waveforms: list[Waveform] = []
@@ -240,14 +241,14 @@ class UpdateDataset(Dataset[UpdateBatches]):
                 record = self.reader.reject_length(member, len(found) / SAMPLING_RATE)
                 bad.append(BadRow(int(self.keys[member]), record))
             elif found is not None:
-                num_samples += len(found)
+                num_samples += len(found) + round(gap_s * SAMPLING_RATE)
                 waveforms.append(found)
                 rows.append(row := self.clips.rows[member])
                 key = int(self.keys[member])
                 members.append(RowReference(key, str(row.manifest), row.line, row.id, str(row.audio)))
         if not rows:
             return np.zeros(0, np.float32), None, (), bad
-        waveform, starts_s = join_waveforms(waveforms)
+        waveform, starts_s = join_waveforms(waveforms, gap_s=gap_s)
         durations_s = [len(part) / SAMPLING_RATE for part in waveforms]
         return waveform, join_rows(rows, starts_s=starts_s, durations_s=durations_s), tuple(members), bad
 

@@ -3,16 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from data.audio import SAMPLING_RATE, Waveform
-from data.rows import Row, Segment
+from data.features import MAX_WINDOW_S
+from data.rows import Row, RowTable, Segment
 from data.texts import join_texts
 
 POSITIONS_PER_CLIP = 3  # two timestamps, and the space before the text
+ORDERS = ("manifest", "speaker")
+GAP_STEP_S = 0.01
+GAP_LEVEL = 1e-4  # of full scale: white noise between clips, since digital silence is heard nowhere
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the rows of the sources that ask for it are joined."""
+
+    max_duration_s: float = float(MAX_WINDOW_S)
+    """Longest pack, gaps included."""
+    order: str = "manifest"
+    """`manifest` joins neighbours alone; `speaker` first brings the rows of one language and speaker together."""
+    gaps_s: tuple[float, float] = (0.0, 0.0)
+    """Least and greatest pause between the clips of a pack; each pack has its own."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.max_duration_s <= MAX_WINDOW_S:
+            raise ValueError(f"dataset.pack_s={self.max_duration_s:g} must be above 0 and at most {MAX_WINDOW_S}")
+        if self.order not in ORDERS:
+            raise ValueError(f"dataset.pack_order={self.order} must be one of {', '.join(ORDERS)}")
+        if len(self.gaps_s) != 2 or not 0.0 <= self.gaps_s[0] <= self.gaps_s[1] < self.max_duration_s:
+            shown = ", ".join(f"{gap:g}" for gap in self.gaps_s)
+            raise ValueError(f"dataset.pack_gaps_s=[{shown}] must be least and greatest seconds, such as [0, 1]")
+
+    def draw_gaps(self, num_packs: int) -> npt.NDArray[np.float64]:
+        """Return (num_packs,) seconds of pause between the clips of each pack; the same for the same number."""
+        least, greatest = self.gaps_s
+        drawn = np.random.default_rng(0).uniform(least, greatest, num_packs)
+        return np.round(drawn / GAP_STEP_S) * GAP_STEP_S
+
+
+def arrange_rows(table: RowTable, packing: Packing) -> RowTable:
+    """Return the rows in the order in which they are joined.
+
+    With `order=speaker` those of one language and speaker stand together, where the first of them stood, and among
+    themselves in their old order, so that what follows in a recording still follows.
+    """
+    if packing.order == "manifest":
+        return table
+    named = zip(table.languages, table.column("speaker"), strict=True)
+    speakers = [f"{language}\t{speaker}" for language, speaker in named]
+    _, first, place = np.unique(speakers, return_index=True, return_inverse=True)
+    return table.replace(table.table.take(np.argsort(first[place], kind="stable")), table.rejected)
 
 
 def pack_rows(
@@ -118,16 +163,17 @@ def join_rows(rows: Sequence[Row], *, starts_s: Sequence[float], durations_s: Se
 
 
 def join_waveforms(waveforms: Sequence[Waveform], *, gap_s: float = 0.0) -> tuple[Waveform, tuple[float, ...]]:
-    """Join clips, with silence between them.
+    """Join clips, with a pause between them.
 
     Args:
         waveforms: (num_samples,) float32 at 16 kHz each.
-        gap_s: silence between two clips, in seconds.
+        gap_s: of very soft noise between two clips, in seconds.
 
     Returns:
         The pack, (num_samples,) float32, and where each clip begins in it, in seconds.
     """
-    gap = np.zeros(round(gap_s * SAMPLING_RATE), dtype=np.float32)
+    noise = np.random.default_rng(0).standard_normal(round(gap_s * SAMPLING_RATE))
+    gap = (GAP_LEVEL * noise).astype(np.float32)
     parts: list[Waveform] = []
     starts_s: list[float] = []
     num_samples = 0

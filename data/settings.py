@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from data.ingest import MODES
 from data.mixture import MixtureSettings
+from data.packing import Packing
 from data.sources import Source
 
 
@@ -53,7 +54,13 @@ class DatasetSettings:
     root: str | None = None
     """Audio must lie below this folder; null allows any."""
     pack: bool = False
-    """Join neighbours of one language into clips of up to 30 s."""
+    """Join clips of one language and speaker into longer ones; a source may say otherwise."""
+    pack_s: float = 30.0
+    """Seconds that no joined clip is longer than."""
+    pack_order: str = "manifest"
+    """`manifest` joins neighbours; `speaker` also those of one speaker that lie apart."""
+    pack_gaps_s: tuple[float, float] = (0.0, 0.0)
+    """Least and greatest pause between joined clips, in seconds."""
     on_bad: str = "quarantine"
     """`quarantine` leaves bad clips out and lists them; `strict` stops at the first; `report` never stops."""
     max_bad_share: float = 0.01
@@ -71,6 +78,11 @@ class DatasetSettings:
         if self.stream_clips < 1:
             raise ValueError(f"dataset.stream_clips={self.stream_clips} must be 1 or more")
         self.mixture()
+        self.packing()
+
+    def packing(self) -> Packing:
+        """Return how clips are joined, of those sources whose clips are."""
+        return Packing(max_duration_s=self.pack_s, order=self.pack_order, gaps_s=self.pack_gaps_s)
 
     def mixture(self) -> MixtureSettings:
         """Return how the sources are mixed."""
@@ -106,4 +118,5 @@ class DatasetSettings:
             source,
             language=source.language if source.language is not None else self.language,
             root=source.root if source.root is not None else self.root,
+            pack=source.pack if source.pack is not None else self.pack,
         )

@@ -61,6 +61,8 @@ class Source:
     """Take no more hours than this, evenly from all of them."""
     streaming: bool = False
     """Read a data set or tar shards as they come, and keep nothing on the disk."""
+    pack: bool | None = None
+    """Join clips of one language and speaker into longer ones; null as the group says for all sources."""
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:

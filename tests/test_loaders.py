@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from data.label_modes import LabelSettings
 from data.labels import IGNORE_INDEX, LabelBuilder
 from data.loaders import ClipRecipe, ClipSpeeds, UpdateBatches, UpdateDataset, open_updates
 from data.mixture import MixtureSettings, build_mixture, every_clip
+from data.packing import Packing
 from data.plan import BatchSize, EpochPlan, Position
 from data.reader import ClipReader
 from data.reasons import Rejected
@@ -41,8 +43,9 @@ def builder(tokenizer) -> LabelBuilder:
     return LabelBuilder(tokenizer, max_positions=448)
 
 
-def _open(*paths: Path, builder: LabelBuilder, **options: object) -> Clips:
-    sources = [Source(str(path)) for path in paths]
+def _open(*paths: Path, builder: LabelBuilder, packing: Packing | None = None, **options: object) -> Clips:
+    sources = [Source(str(path), pack=packing is not None) for path in paths]
+    options["packing"] = packing
     return open_clips(sources, builder, **{"on_bad": "strict", "max_bad_share": 0.0, **options})  # type: ignore[arg-type]
 
 
@@ -363,7 +366,7 @@ def test_a_pack_is_one_clip_of_all_its_members(
     make: Callable[..., UpdateDataset],
     heard: list[tuple[int, np.ndarray]],
 ) -> None:
-    clips = _open(packable, builder=builder, pack=True)
+    clips = _open(packable, builder=builder, packing=Packing())
     assert [list(clips.members(i)) for i in range(len(clips))] == [[0, 1], [2], [3, 4], [5]]
     assert clips.durations_s.tolist() == pytest.approx([1.2, 0.6, 1.2, 0.6])
     assert [list(clips.members(clip)) for clip in range(4)] == [[0, 1], [2], [3, 4], [5]]
@@ -393,7 +396,7 @@ def test_a_pack_is_one_clip_of_all_its_members(
 def test_a_bad_member_of_a_pack_is_left_out_alone(
     packable: Path, builder: LabelBuilder, make: Callable[..., UpdateDataset], heard: list[tuple[int, np.ndarray]]
 ) -> None:
-    clips = _open(packable, builder=builder, pack=True)
+    clips = _open(packable, builder=builder, packing=Packing())
     (packable.parent / "3.wav").write_bytes(b"no longer audio")
     (packable.parent / "2.wav").write_bytes(b"no longer audio")
     dataset = make(clips, augmentation=Augmentation(), cache_gib=0.0)
@@ -419,10 +422,57 @@ def test_a_bad_member_of_a_pack_is_left_out_alone(
 
 
 def test_packs_lose_no_second_and_mix_nothing(corpus: Path, builder: LabelBuilder) -> None:
-    alone, packed = _open(corpus, builder=builder), _open(corpus, builder=builder, pack=True)
+    alone, packed = _open(corpus, builder=builder), _open(corpus, builder=builder, packing=Packing())
     assert packed.audio_s == pytest.approx(alone.audio_s)
     assert packed.bounds[0] == 0 and packed.bounds[-1] == len(packed.rows) == len(alone)
     assert (np.diff(packed.bounds) > 0).all()
+
+
+def test_clips_of_a_speaker_are_joined_though_others_lie_between_with_pauses_up_to_the_limit(
+    packable: Path, builder: LabelBuilder, make: Callable[..., UpdateDataset], heard: list[tuple[int, np.ndarray]]
+) -> None:
+    packing = Packing(max_duration_s=2.1, order="speaker", gaps_s=(0.1, 0.3))
+    clips = _open(packable, builder=builder, packing=packing)
+    # Three clips and two of the longest pauses are 2.4 s; p0, p1, p3, p4 of one speaker stand where the first stood.
+    assert [[row.id for row in (clips.rows[i] for i in clips.members(clip))] for clip in range(len(clips))] == [
+        ["p0", "p1"],
+        ["p3", "p4"],
+        ["p2"],
+        ["p5"],
+    ]
+    assert ((clips.gaps_s >= 0.1) & (clips.gaps_s <= 0.3)).all()
+    assert clips.durations_s == pytest.approx([1.2 + clips.gaps_s[0], 1.2 + clips.gaps_s[1], 0.6, 0.6])
+    labels = LabelSettings(timestamp_share=1.0)
+    (update,) = _read(make(clips, augmentation=Augmentation(), labels=labels, cache_gib=0.0), 1)
+    said = {c: _said(batch, i) for batch in update.micro_batches for i, c in enumerate(batch.clips)}
+    times = [(token - builder.timestamp_begin) * 0.02 for token in said[1] if token >= builder.timestamp_begin]
+    begin_s = 0.6 + float(clips.gaps_s[1])
+    assert times == pytest.approx([0.0, 0.6, begin_s, begin_s + 0.6], abs=0.011)
+    for _, samples in heard:
+        if len(samples) > 9_600:
+            (gap_s,) = (gap for gap in clips.gaps_s[:2] if len(samples) == round((1.2 + gap) * 16_000))
+            pause = samples[9_600 : 9_600 + round(gap_s * 16_000)]
+            assert 0 < np.abs(pause).max() <= 32  # soft, and not digital silence
+
+
+def test_a_source_can_be_joined_alone(packable: Path, builder: LabelBuilder) -> None:
+    sources = [Source(str(packable), pack=False), Source(str(packable), pack=True)]
+    clips = open_clips(sources, builder, on_bad="strict", max_bad_share=0.0, packing=Packing(order="speaker"))
+    assert np.diff(clips.bounds).tolist() == [1] * 6 + [4, 1, 1]
+    assert clips.source_of.tolist() == [0] * 6 + [1] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_duration_s": 31.0}, "dataset.pack_s=31 must be above 0 and at most 30"),
+        ({"order": "random"}, "dataset.pack_order=random must be one of manifest, speaker"),
+        ({"gaps_s": (1.0, 0.5)}, r"dataset.pack_gaps_s=\[1, 0.5\] must be least and greatest seconds"),
+    ],
+)
+def test_a_packing_that_cannot_be_says_what_can(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Packing(**options)
 
 
 LEVEL = 500  # of the first second, as a 16-bit number; the second is twice as high
@@ -447,7 +497,7 @@ def test_a_recording_becomes_windows_and_no_second_is_lost(
     make: Callable[..., UpdateDataset],
     heard: list[tuple[int, np.ndarray]],
 ) -> None:
-    clips = _open(recording, builder=builder, pack=True)  # windows stay alone even where clips are packed
+    clips = _open(recording, builder=builder, packing=Packing())  # windows stay alone even where clips are packed
     assert [row.id for row in clips.rows] == ["talk#0000", "talk#0001", "talk#0002"]
     assert {row.line for row in clips.rows} == {1}
     settings = LabelSettings(timestamp_share=timestamp_share, prompt_share=1.0)
@@ -548,7 +598,7 @@ def test_ranks_stay_in_step_with_batches_by_seconds(
 
 def test_a_mixture_with_packs_labels_and_speeds_starts_anywhere(corpus: Path, builder: LabelBuilder) -> None:
     """Everything at once: two workers, and every position of two epochs."""
-    clips = _open(corpus, builder=builder, pack=True)
+    clips = _open(corpus, builder=builder, packing=Packing())
     augmentation = replace(STRONG, speed_share=0.7, noise_share=0.5, token_mask_share=0.2)
     mixture = build_mixture(
         clips.durations_s,

@@ -115,7 +115,7 @@ def test_waveforms_are_joined_sample_for_sample() -> None:
     for clip, start_s in zip(clips, starts_s, strict=True):
         start = round(start_s * SAMPLING_RATE)
         assert np.array_equal(joined[start : start + len(clip)], clip)
-    assert not joined[1600:1760].any()
+    assert 0 < np.abs(joined[1600:1760]).max() < 1e-3  # soft, and not digital silence
 
 
 def test_a_pack_is_labelled_with_each_clip_as_a_segment(tokenizer: PreTrainedTokenizerBase) -> None:
