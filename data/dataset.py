@@ -18,7 +18,7 @@ from data.features import MAX_WINDOW_S
 from data.ingest import Ingest, admit
 from data.labels import PREFIX_LENGTH, LabelBuilder, LabelError
 from data.lengths import Faults, find_durations, find_lost_s
-from data.packing import Packing, arrange_rows, pack_rows
+from data.packing import Packing, arrange_tables, pack_rows
 from data.reasons import Reason, Rejected
 from data.recordings import cut_recording
 from data.records import stamp_of, table_of_rows
@@ -118,7 +118,7 @@ def open_clips(
     on_bad: str,
     max_bad_share: float,
     max_duration_s: float = float(MAX_WINDOW_S),
-    packing: Packing | None = None,
+    packings: Sequence[Packing | None] = (),
 ) -> Clips:
     """Read sources, check every row, and find the length of every clip.
 
@@ -128,7 +128,7 @@ def open_clips(
         on_bad: `strict`, `quarantine` or `report`; see `admit`.
         max_bad_share: largest share of bad lines or hours of a source that `quarantine` tolerates, 0 to 1.
         max_duration_s: longest clip; recordings with segments are cut to it.
-        packing: joins rows of the sources with `pack=true`; None joins none.
+        packings: one a source, how its rows are joined, None where they are not; () joins none.
 
     Raises:
         ValueError: if too much of a source is bad, with file, line and reason of the first few.
@@ -139,13 +139,9 @@ def open_clips(
         for source in sources
     ]
     return join_tables(
-        [
-            arrange_rows(table, packing) if packing is not None and source.pack else table
-            for source, (table, _) in zip(sources, opened, strict=True)
-        ],
+        arrange_tables([table for table, _ in opened], packings),
         label_builder,
-        packing=packing,
-        is_packed=[bool(source.pack) for source in sources],
+        packings=packings,
         ingest=[account for _, account in opened],
     )
 
@@ -176,8 +172,7 @@ def join_tables(
     tables: Sequence[RowTable],
     label_builder: LabelBuilder,
     *,
-    packing: Packing | None,
-    is_packed: Sequence[bool],
+    packings: Sequence[Packing | None],
     ingest: Sequence[Ingest] = (),
 ) -> Clips:
     """Make clips of checked rows, one of each, or of several.
@@ -185,18 +180,23 @@ def join_tables(
     Args:
         tables: one a source.
         label_builder: counts tokens.
-        packing: how rows are joined; None joins none.
-        is_packed: one a source, whether its rows are joined.
+        packings: one a source, how its rows are joined, None where they are not; () joins none.
         ingest: what became of each source's lines.
     """
-    if packing is None or not any(is_packed):
-        rows = JoinedRows(tables)
-        return Clips(rows, np.arange(len(rows) + 1), rows.durations_s, np.zeros(len(rows)), tuple(ingest))
     rows = JoinedRows(tables)
-    bounds = _pack(rows, label_builder, packing, np.asarray(is_packed))
-    gaps_s = packing.draw_gaps(len(bounds) - 1)
+    sizes: list[npt.NDArray[np.int64]] = []
+    gaps_s: list[npt.NDArray[np.float64]] = []
+    for table, packing in zip(tables, packings or [None] * len(tables), strict=True):
+        if packing is None:
+            sizes.append(np.ones(len(table), dtype=np.int64))
+            gaps_s.append(np.zeros(len(table)))
+        else:
+            sizes.append(np.diff(_pack(table, label_builder, packing)))
+            gaps_s.append(packing.draw_gaps(len(sizes[-1])))
+    counts, gaps = np.concatenate([np.zeros(0, np.int64), *sizes]), np.concatenate([np.zeros(0), *gaps_s])
+    bounds = np.concatenate([[0], np.cumsum(counts)])
     spoken_s = np.add.reduceat(rows.durations_s, bounds[:-1]) if len(rows) else np.zeros(0)
-    return Clips(rows, bounds, spoken_s + gaps_s * (np.diff(bounds) - 1), gaps_s, tuple(ingest))
+    return Clips(rows, bounds, spoken_s + gaps * (counts - 1), gaps, tuple(ingest))
 
 
 def check_rows(table: RowTable, label_builder: LabelBuilder, max_duration_s: float = float(MAX_WINDOW_S)) -> RowTable:
@@ -276,19 +276,15 @@ def _cap(table: RowTable, source: Source) -> RowTable:
     return table.replace(table.table.take(pa.array(np.arange(keep) * len(table) // keep)), table.rejected)
 
 
-def _pack(
-    rows: JoinedRows, label_builder: LabelBuilder, packing: Packing, is_packed: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.int64]:
-    columns = {name: rows.column(name) for name in ("text", "task", "speaker", "no_speech", "open_start_s")}
-    texts = columns["text"]
+def _pack(table: RowTable, label_builder: LabelBuilder, packing: Packing) -> npt.NDArray[np.int64]:
+    texts = table.column("text")
     counts = [label_builder.count_tokens(texts[i : i + 4096].tolist()) for i in range(0, len(texts), 4096)]
-    table_of = rows.table_of(np.arange(len(rows)))
-    is_whole = ~columns["no_speech"].astype(bool) & np.isnan(columns["open_start_s"].astype(np.float64))
+    is_whole = ~table.column("no_speech").astype(bool) & np.isnan(table.column("open_start_s").astype(np.float64))
     return pack_rows(
-        rows.durations_s,
-        groups=(table_of, rows.languages, columns["task"], columns["speaker"]),
-        num_tokens=np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64),
-        is_packable=is_whole & is_packed[table_of],
+        table.durations_s,
+        groups=(table.languages, table.column("task"), table.column("speaker")),
+        num_tokens=np.concatenate([np.zeros(0, np.int64), *counts]),
+        is_packable=is_whole,
         max_duration_s=packing.max_duration_s,
         gap_s=packing.gaps_s[1],
         max_tokens=label_builder.max_positions - PREFIX_LENGTH,

@@ -21,7 +21,7 @@ GAP_LEVEL = 1e-4  # of full scale: white noise between clips, since digital sile
 
 @dataclass(frozen=True)
 class Packing:
-    """How the rows of the sources that ask for it are joined."""
+    """How the rows of a source are joined."""
 
     max_duration_s: float = float(MAX_WINDOW_S)
     """Longest pack, gaps included."""
@@ -32,7 +32,7 @@ class Packing:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.max_duration_s <= MAX_WINDOW_S:
-            raise ValueError(f"dataset.pack_s={self.max_duration_s:g} must be above 0 and at most {MAX_WINDOW_S}")
+            raise ValueError(f"pack_s={self.max_duration_s:g} must be above 0 and at most {MAX_WINDOW_S}")
         if self.order not in ORDERS:
             raise ValueError(f"dataset.pack_order={self.order} must be one of {', '.join(ORDERS)}")
         if len(self.gaps_s) != 2 or not 0.0 <= self.gaps_s[0] <= self.gaps_s[1] < self.max_duration_s:
@@ -46,7 +46,13 @@ class Packing:
         return np.round(drawn / GAP_STEP_S) * GAP_STEP_S
 
 
-def arrange_rows(table: RowTable, packing: Packing) -> RowTable:
+def arrange_tables(tables: Sequence[RowTable], packings: Sequence[Packing | None]) -> list[RowTable]:
+    """Return the tables with their rows in the order in which they are joined; () leaves all as they are."""
+    pairs = zip(tables, packings or [None] * len(tables), strict=True)
+    return [table if packing is None else _arrange(table, packing) for table, packing in pairs]
+
+
+def _arrange(table: RowTable, packing: Packing) -> RowTable:
     """Return the rows in the order in which they are joined.
 
     With `order=speaker` those of one language and speaker stand together, where the first of them stood, and among

@@ -78,11 +78,20 @@ class DatasetSettings:
         if self.stream_clips < 1:
             raise ValueError(f"dataset.stream_clips={self.stream_clips} must be 1 or more")
         self.mixture()
-        self.packing()
+        Packing(max_duration_s=self.pack_s, order=self.pack_order, gaps_s=self.pack_gaps_s)
 
-    def packing(self) -> Packing:
-        """Return how clips are joined, of those sources whose clips are."""
-        return Packing(max_duration_s=self.pack_s, order=self.pack_order, gaps_s=self.pack_gaps_s)
+    def packings(self, sources: Sequence[Source]) -> tuple[Packing | None, ...]:
+        """Return how the clips of each source are joined; None where they are not.
+
+        Raises:
+            ValueError: if a length, an order or a pause is none.
+        """
+        return tuple(
+            Packing(max_duration_s=source.pack_s or self.pack_s, order=self.pack_order, gaps_s=self.pack_gaps_s)
+            if source.pack
+            else None
+            for source in sources
+        )
 
     def mixture(self) -> MixtureSettings:
         """Return how the sources are mixed."""

@@ -63,6 +63,8 @@ class Source:
     """Read a data set or tar shards as they come, and keep nothing on the disk."""
     pack: bool | None = None
     """Join clips of one language and speaker into longer ones; null as the group says for all sources."""
+    pack_s: float | None = None
+    """Seconds that no joined clip is longer than; null as the group says."""
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:

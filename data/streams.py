@@ -21,7 +21,7 @@ from data.dataset import join_tables, open_source
 from data.feeds import Feed, HubFeed, TableFeed
 from data.loaders import ClipRecipe, ClipSpeeds, UpdateBatches, UpdateDataset
 from data.mixture import MixtureSettings, every_clip
-from data.packing import Packing, arrange_rows
+from data.packing import Packing, arrange_tables
 from data.plan import BatchSize, EpochPlan, Position
 from data.reader import ClipReader
 from data.reasons import Rejected
@@ -45,7 +45,7 @@ class StreamDataset:
         windows: Windows,
         size: BatchSize,
         block_clips: int,
-        packing: Packing | None,
+        packings: Sequence[Packing | None],
         on_bad: str,
         max_bad_share: float,
         rank: int = 0,
@@ -60,7 +60,7 @@ class StreamDataset:
             windows: the window rule.
             size: clips of an update.
             block_clips: rows that are held at a time.
-            packing: joins rows of a block, of the sources with `pack=true`; None joins none.
+            packings: one a source, how the rows of a block are joined, None where they are not; () joins none.
             on_bad: see `admit`.
             max_bad_share: see `admit`; over all that was read so far.
             rank: of this process. Every rank reads the whole stream, and decodes its own part.
@@ -76,7 +76,7 @@ class StreamDataset:
         self.recipe = recipe
         self.windows = windows
         self.size = size
-        self.packing = packing
+        self.packings = packings
         self.on_bad = on_bad
         self.max_bad_share = max_bad_share
         self.rank = rank
@@ -156,11 +156,8 @@ class StreamDataset:
         self._num_lines += sum(self.counts)
         self._num_bad += len(rejected)
         self._verify_share(rejected)
-        is_packed = [bool(source.pack) for source in self.sources]
-        if self.packing is not None:
-            pairs = zip(tables, is_packed, strict=True)
-            tables = [arrange_rows(table, self.packing) if flag else table for table, flag in pairs]
-        clips = join_tables(tables, self.recipe.label_builder, packing=self.packing, is_packed=is_packed)
+        tables = arrange_tables(tables, self.packings)
+        clips = join_tables(tables, self.recipe.label_builder, packings=self.packings)
         self.audio_s += clips.audio_s
         if len(clips) == 0:
             return None, rejected

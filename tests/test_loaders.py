@@ -28,6 +28,7 @@ from data.packing import Packing
 from data.plan import BatchSize, EpochPlan, Position
 from data.reader import ClipReader
 from data.reasons import Rejected
+from data.settings import DatasetSettings
 from data.sources import Source
 from data.windows import Windows
 from train.quarantine import append_quarantine
@@ -44,8 +45,8 @@ def builder(tokenizer) -> LabelBuilder:
 
 
 def _open(*paths: Path, builder: LabelBuilder, packing: Packing | None = None, **options: object) -> Clips:
-    sources = [Source(str(path), pack=packing is not None) for path in paths]
-    options["packing"] = packing
+    sources = [Source(str(path)) for path in paths]
+    options["packings"] = [packing] * len(paths)
     return open_clips(sources, builder, **{"on_bad": "strict", "max_bad_share": 0.0, **options})  # type: ignore[arg-type]
 
 
@@ -456,16 +457,19 @@ def test_clips_of_a_speaker_are_joined_though_others_lie_between_with_pauses_up_
 
 
 def test_a_source_can_be_joined_alone(packable: Path, builder: LabelBuilder) -> None:
-    sources = [Source(str(packable), pack=False), Source(str(packable), pack=True)]
-    clips = open_clips(sources, builder, on_bad="strict", max_bad_share=0.0, packing=Packing(order="speaker"))
-    assert np.diff(clips.bounds).tolist() == [1] * 6 + [4, 1, 1]
-    assert clips.source_of.tolist() == [0] * 6 + [1] * 3
+    entries = (str(packable), Source(str(packable), pack=True), Source(str(packable), pack=True, pack_s=1.3))
+    settings = DatasetSettings("joined", train=entries, pack_order="speaker")
+    sources = settings.sources("train")
+    packings = settings.packings(sources)
+    clips = open_clips(sources, builder, on_bad="strict", max_bad_share=0.0, packings=packings)
+    assert np.diff(clips.bounds).tolist() == [1] * 6 + [4, 1, 1] + [2, 2, 1, 1]
+    assert clips.source_of.tolist() == [0] * 6 + [1] * 3 + [2] * 4
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_duration_s": 31.0}, "dataset.pack_s=31 must be above 0 and at most 30"),
+        ({"max_duration_s": 31.0}, "pack_s=31 must be above 0 and at most 30"),
         ({"order": "random"}, "dataset.pack_order=random must be one of manifest, speaker"),
         ({"gaps_s": (1.0, 0.5)}, r"dataset.pack_gaps_s=\[1, 0.5\] must be least and greatest seconds"),
     ],

@@ -78,7 +78,7 @@ def stream(tokenizer) -> Callable[..., StreamDataset]:
             "windows": Windows((1.0, 2.0, 30.0)),
             "size": BatchSize(clips=4),
             "block_clips": 10,
-            "packing": None,
+            "packings": (),
             "on_bad": "quarantine",
             "max_bad_share": 0.2,
         }

@@ -63,7 +63,7 @@ def open_training(
             windows=windows,
             size=size,
             block_clips=dataset.stream_clips,
-            packing=dataset.packing(),
+            packings=dataset.packings(sources),
             on_bad=dataset.on_bad,
             max_bad_share=dataset.max_bad_share,
             rank=rank,
@@ -76,7 +76,7 @@ def open_training(
         recipe.label_builder,
         on_bad=dataset.on_bad,
         max_bad_share=dataset.max_bad_share,
-        packing=dataset.packing(),
+        packings=dataset.packings(sources),
     )
     mixture = _build_mixture(settings, clips)
     _describe_data(clips, mixture)
