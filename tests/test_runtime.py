@@ -62,6 +62,13 @@ def test_the_environment_changes_nothing(fresh_accelerate, monkeypatch, mode, sa
     assert (accelerator.scaler is not None) == (mode == "fp16")
 
 
+def test_a_process_that_finds_no_others_though_it_should_does_not_train_alone(fresh_accelerate, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(RuntimeError, match=r"WORLD_SIZE=2 .*start several processes with accelerate launch"):
+        _build("fp32")
+
+
 def test_accumulation_from_the_environment_never_reaches_the_gradient(fresh_accelerate, monkeypatch):
     """Accelerate takes its own count from there; ours is in `train.step`, which divides by label tokens alone."""
     from conftest import fake_batch, tiny_whisper

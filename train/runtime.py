@@ -63,8 +63,12 @@ def build_accelerator(
         "backoff_factor": settings.backoff_factor,
         "growth_interval": settings.growth_interval,
     }
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     _meet_again(timedelta(seconds=exchange_timeout_s))
     accelerator = Accelerator(
+        # torchrun, and `accelerate launch` through it, say nothing of CPUs: without a card Accelerate 1.15 would take
+        # each process for alone.
+        cpu=num_processes > 1 and "LOCAL_RANK" in os.environ and not torch.cuda.is_available(),
         mixed_precision=precision.accelerate,
         gradient_accumulation_steps=1,
         kwargs_handlers=[
@@ -74,6 +78,11 @@ def build_accelerator(
             InitProcessGroupKwargs(timeout=timedelta(seconds=exchange_timeout_s)),
         ],
     )
+    if accelerator.num_processes != num_processes:
+        raise RuntimeError(
+            f"WORLD_SIZE={num_processes} in the environment, but Accelerate set up {accelerator.num_processes}; start "
+            "several processes with accelerate launch, torchrun or conf/slurm/train.sbatch, one after unset WORLD_SIZE"
+        )
     if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         # `accelerate launch` leaves each process one thread unless told otherwise: half the speed on two cores.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
