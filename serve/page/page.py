@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import AsyncIterator
 from html import escape
@@ -19,6 +20,7 @@ from serve.live import Places
 from serve.page import actions
 from serve.page.first_script import FirstScript
 from serve.page.live import LiveTab
+from serve.page.recorder import recorder_address
 from serve.page.results import show_empty
 from serve.page.texts import TEXTS, Texts, choose_texts
 from serve.settings import ServeSettings
@@ -272,7 +274,8 @@ def _header(texts: Texts) -> str:
 
 @functools.cache
 def _script() -> str:
-    return (FOLDER / "page.js").read_text(encoding="utf-8")
+    recorder, page = ((FOLDER / name).read_text(encoding="utf-8") for name in ("recorder.js", "page.js"))
+    return f"const RECORDER = {json.dumps(recorder_address())};\n{recorder}\n{page}"
 
 
 def _first_script(texts: Texts) -> str:
