@@ -232,7 +232,9 @@ def test_what_went_wrong_is_said_in_the_language_of_the_page_on_a_phone(open_pag
     assert CHINESE.no_audio in tab.inner_text("#mv-result")
     broken = tmp_path / "..%2fname.wav"
     broken.write_bytes(b"RIFF this is no sound at all" * 50)
-    tab.set_input_files("#mv-audio-file input[type=file]", broken)
+    with tab.expect_response(lambda response: response.request.method == "POST") as uploaded:
+        tab.set_input_files("#mv-audio-file input[type=file]", broken)
+    assert [Path(path).name for path in uploaded.value.json()] == ["recording.wav"]
     tab.wait_for_timeout(700)
     tab.click("#mv-go")
     tab.wait_for_function(

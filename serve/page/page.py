@@ -23,6 +23,7 @@ from serve.page.live import LiveTab
 from serve.page.recorder import recorder_address
 from serve.page.results import show_empty
 from serve.page.texts import TEXTS, Texts, choose_texts
+from serve.page.upload_names import UploadNames
 from serve.settings import ServeSettings
 
 FOLDER = Path(__file__).parent
@@ -73,7 +74,7 @@ def mount_page(app: FastAPI, engine: Engine, settings: ServeSettings, places: Pl
             max_file_size=settings.max_upload_bytes - FORM_BYTES,
         )
         (mount,) = [route for route in app.routes if isinstance(route, Mount) and route.path == f"/{texts.code}"]
-        mount.app = FirstScript(mount.app, _first_script(texts))
+        mount.app = UploadNames(FirstScript(mount.app, _first_script(texts)))
     return app
 
 
