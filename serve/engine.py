@@ -296,6 +296,10 @@ class Engine:
         """Whether a model was trained to predict times."""
         return self._model(model).facts.has_timestamps
 
+    def has_words(self, model: str = "") -> bool:
+        """Whether a model's runtime finds times of words."""
+        return self._model(model).facts.has_words
+
     def describe(self, model: str = "") -> dict[str, Any]:
         """Return what stands beside every text: hash, stored, compute, device, runtime, windows."""
         return dict(self._model(model).facts.description)

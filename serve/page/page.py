@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import AsyncIterator
 from html import escape
@@ -19,8 +20,10 @@ from serve.live import Places
 from serve.page import actions
 from serve.page.first_script import FirstScript
 from serve.page.live import LiveTab
+from serve.page.recorder import recorder_address
 from serve.page.results import show_empty
 from serve.page.texts import TEXTS, Texts, choose_texts
+from serve.page.upload_names import UploadNames
 from serve.settings import ServeSettings
 
 FOLDER = Path(__file__).parent
@@ -71,7 +74,7 @@ def mount_page(app: FastAPI, engine: Engine, settings: ServeSettings, places: Pl
             max_file_size=settings.max_upload_bytes - FORM_BYTES,
         )
         (mount,) = [route for route in app.routes if isinstance(route, Mount) and route.path == f"/{texts.code}"]
-        mount.app = FirstScript(mount.app, _first_script(texts))
+        mount.app = UploadNames(FirstScript(mount.app, _first_script(texts)))
     return app
 
 
@@ -104,8 +107,8 @@ def build_page(engine: Engine, settings: ServeSettings, texts: Texts, live: Live
     return page.queue(default_concurrency_limit=None)
 
 
-Choices = list[tuple[str, gradio.Dropdown]]
-"""What a dropdown offers, `language`, `profile` or `other_profile`, and the dropdown."""
+Choices = list[tuple[str, gradio.components.Component]]
+"""What is offered, `language`, `profile`, `other_profile` or `words`, and where."""
 
 
 def _build_transcribe(engine: Engine, settings: ServeSettings, texts: Texts) -> tuple[Choices, gradio.Button]:
@@ -118,6 +121,7 @@ def _build_transcribe(engine: Engine, settings: ServeSettings, texts: Texts) -> 
                 task = gradio.Radio(tasks, value="transcribe", label=texts.task)
                 model = _model(engine, texts)
                 profile = _dropdown(texts.profile, [("", "")])
+                words = gradio.Checkbox(label=texts.word_times, info=texts.word_times_info, elem_id="mv-words")
             with gradio.Row():
                 go = _go(texts.go, "mv-go", scale=3, min_width=120)
                 stop = gradio.Button(texts.stop, elem_id="mv-stop", scale=1, min_width=80)
@@ -126,15 +130,18 @@ def _build_transcribe(engine: Engine, settings: ServeSettings, texts: Texts) -> 
         with gradio.Column(scale=7, min_width=320, elem_classes="mv-card"):
             result = gradio.HTML(show_empty(texts.empty), elem_id="mv-result")
 
-    async def run(path: str | None, language: str, task: str, model: str, profile: str) -> AsyncIterator[str]:
-        options = Options(model=model, language=language, task=task, profile=profile)
+    async def run(
+        path: str | None, language: str, task: str, model: str, profile: str, words: bool
+    ) -> AsyncIterator[str]:
+        options = Options(model=model, language=language, task=task, profile=profile, words=words)
         async for shown in actions.transcribe(engine, texts, path, options):
             yield shown
 
-    running = go.click(run, [audio, language, task, model, profile], result, **PRIVATE)
+    running = go.click(run, [audio, language, task, model, profile, words], result, **PRIVATE)
     stop.click(lambda: show_empty(texts.stopped), outputs=result, cancels=[running], **PRIVATE)
-    _follow(model, [("language", language), ("profile", profile)], engine, texts)
-    return [("language", language), ("profile", profile)], go
+    choices: Choices = [("language", language), ("profile", profile), ("words", words)]
+    _follow(model, choices, engine, texts)
+    return choices, go
 
 
 def _build_live(engine: Engine, texts: Texts, live: LiveTab) -> Choices:
@@ -213,7 +220,11 @@ def _follow(model: gradio.Dropdown, choices: Choices, engine: Engine, texts: Tex
 
 
 def _offer(engine: Engine, texts: Texts, kind: str, model: str = "") -> Any:
-    """Return a dropdown with what a model offers."""
+    """Return a dropdown or a checkbox with what a model offers."""
+    if kind == "words":
+        has_words = engine.has_words(model)
+        info = texts.word_times_info if has_words else texts.no_word_times
+        return gradio.Checkbox(value=False, interactive=has_words, info=info)
     if kind == "language":
         named = [(texts.language_name(code, name), code) for code, name in engine.languages(model)]
         return gradio.Dropdown([(texts.automatic, "auto"), *named], value="auto")
@@ -264,7 +275,8 @@ def _header(texts: Texts) -> str:
 
 @functools.cache
 def _script() -> str:
-    return (FOLDER / "page.js").read_text(encoding="utf-8")
+    recorder, page = ((FOLDER / name).read_text(encoding="utf-8") for name in ("recorder.js", "page.js"))
+    return f"const RECORDER = {json.dumps(recorder_address())};\n{recorder}\n{page}"
 
 
 def _first_script(texts: Texts) -> str:

@@ -157,17 +157,43 @@ def _segments(transcript: Transcript, texts: Texts, audio_path: str | None) -> s
         address = escape(f"gradio_api/file={quote(audio_path)}")
         player = f'<audio class="mv-player" controls preload="metadata" src="{address}"></audio>'
     rows = "".join(_segment_row(segment) for segment in transcript.segments)
-    hint = f" <small>{escape(texts.segments_hint)}</small>" if audio_path is not None else ""
+    said = texts.words_hint if "mv-word" in rows else texts.segments_hint
+    hint = f" <small>{escape(said)}</small>" if audio_path is not None else ""
     return f'<h3>{escape(texts.segments)}{hint}</h3>{player}<ol class="mv-segments">{rows}</ol>'
 
 
 def _segment_row(segment: Segment) -> str:
-    times = f'data-start="{segment.start_s:.3f}" data-end="{segment.end_s:.3f}"'
-    return (
-        f'<li><button type="button" class="mv-segment" {times}>'
-        f"<time>{clock(segment.start_s)} – {clock(segment.end_s)}</time>"
-        f'<span dir="auto">{escape(segment.text)}</span></button></li>'
-    )
+    """Return a segment as one button; or, since a button holds no others, its time as one and its words beside it."""
+    times = _span(segment.start_s, segment.end_s)
+    when = f"<time>{clock(segment.start_s)} – {clock(segment.end_s)}</time>"
+    words = _words(segment)
+    said = f'<span dir="auto">{words or escape(segment.text)}</span>'
+    if not words:
+        return f'<li><button type="button" class="mv-segment" {times}>{when}{said}</button></li>'
+    return f'<li><div class="mv-segment" {times}><button type="button" class="mv-when">{when}</button>{said}</div></li>'
+
+
+def _words(segment: Segment) -> str:
+    """Return the text of a segment with each word to be heard by itself; empty if it has no words, or they are others.
+
+    One word of a segment is reached by the tab key and the others from there by arrows, so that nobody has to pass all
+    words of a page.
+    """
+    shown, position = "", 0
+    for i, word in enumerate(segment.words):
+        begin = segment.text.find(word.text, position)
+        if begin < 0:
+            return ""
+        shown += (
+            f'{escape(segment.text[position:begin])}<span class="mv-word" role="button" '
+            f'tabindex="{-1 if i else 0}" {_span(word.start_s, word.end_s)}>{escape(word.text)}</span>'
+        )
+        position = begin + len(word.text)
+    return shown + escape(segment.text[position:]) if shown else ""
+
+
+def _span(start_s: float, end_s: float) -> str:
+    return f'data-start="{start_s:.3f}" data-end="{end_s:.3f}"'
 
 
 def _units(text: str, unit: Unit) -> Sequence[str]:

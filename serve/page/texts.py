@@ -44,6 +44,10 @@ class Texts:
     stopped: str
     segments: str
     segments_hint: str
+    word_times: str
+    word_times_info: str
+    no_word_times: str
+    words_hint: str
     copy: str
     copied: str
     downloads: str
@@ -116,6 +120,10 @@ ENGLISH = Texts(
     stopped="Stopped.",
     segments="Segments",
     segments_hint="Click one to hear it.",
+    word_times="Times of words",
+    word_times_info="Every word can be heard by itself. Takes a little longer.",
+    no_word_times="The runtime of this model does not find them; torch and ctranslate2 do.",
+    words_hint="Click a word to hear it, or a time to hear the segment.",
     copy="Copy",
     copied="Copied",
     downloads="Download",
@@ -186,6 +194,10 @@ CHINESE = Texts(
     stopped="已停止。",
     segments="分段",
     segments_hint="点击任意一段即可收听。",
+    word_times="逐词时间",
+    word_times_info="每个词都可单独收听，用时略长。",
+    no_word_times="此模型的运行时不支持逐词时间，torch 和 ctranslate2 支持。",
+    words_hint="点击词语收听该词，点击时间收听整段。",
     copy="复制",
     copied="已复制",
     downloads="下载",
@@ -228,6 +240,7 @@ CHINESE = Texts(
         "out_of_memory": "内存不足，请换用更短的录音。",
         "invalid_task": "这个模型不支持该任务。",
         "invalid_language": "这个模型不认识所选的语言。",
+        "invalid_timestamp_granularities": "此模型的运行时不支持逐词时间。",
     },
     languages={
         **{"zh": "中文", "en": "英语", "ja": "日语", "ar": "阿拉伯语", "ru": "俄语", "de": "德语", "es": "西班牙语"},
