@@ -7,17 +7,6 @@ from benchmarks import fault_files, fault_kills, fault_overflow, fault_ranks, fa
 pytestmark = pytest.mark.usefixtures("fresh_accelerate", "one_thread")
 
 
-@pytest.fixture
-def one_thread():
-    """A child that is forked while threads of torch are busy would wait for them for ever."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_killed_at_any_moment_a_run_ends_in_the_same_bits(tmp_path):
     found = fault_kills.kill_runs(tmp_path / "kills", num_random=2, num_in_writes=2, workers=2)
     assert found["cases"] == found["equal"] == found["newest_readable"] == found["without_rest"] == 4
