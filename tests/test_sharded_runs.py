@@ -3,15 +3,18 @@
 The update of one process, agreed skips, and runs that are killed, out of disk, or gone on with by one process alone.
 """
 
-from importlib.util import find_spec
-
 import pytest
 
 from benchmarks import fault_shard_runs, fault_shards
 
+try:
+    import deepspeed  # here, since each child would import it anew
+except ImportError:
+    deepspeed = None
+
 pytestmark = pytest.mark.usefixtures("fresh_accelerate", "one_thread")
 NEEDS_DEEPSPEED = pytest.mark.skipif(
-    find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'"
+    deepspeed is None, reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'"
 )
 
 
