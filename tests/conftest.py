@@ -141,6 +141,26 @@ def fresh_accelerate():
     _reset_accelerate()
 
 
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory):
+    """Toy runs of two processes that share the work; one without a fault is there once for all tests."""
+    from benchmarks.toy_run import ToyRuns
+
+    before = torch.get_num_threads()
+    made = ToyRuns(tmp_path_factory.mktemp("two"), "trainer.max_steps=10", validation=True)
+    torch.set_num_threads(before)
+    return made
+
+
+@pytest.fixture
+def one_thread():
+    """A child that is forked while threads of torch are busy would wait for them for ever."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def kept_logging():
     """Put the root logger back as it was."""

@@ -19,18 +19,12 @@ from benchmarks.toy_run import ToyRuns, adapt, wait_for
 from scripts.settings import CONF
 from train.checkpoint import load_checkpoint, step_dir
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory):
-    before = torch.get_num_threads()
-    yield ToyRuns(
-        tmp_path_factory.mktemp("launch"),
-        "trainer.max_steps=2",
-        "trainer.save_every_steps=1",
-        "trainer.keep_checkpoints=1",
-        "schedule.warmup_steps=1",
-    )
-    torch.set_num_threads(before)
+
+@pytest.fixture
+def toys(tmp_path):
+    return ToyRuns(tmp_path, "trainer.max_steps=2", "trainer.save_every_steps=0", "schedule.warmup_steps=1")
 
 
 def _start(toys, name, *arguments):

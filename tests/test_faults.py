@@ -1,27 +1,48 @@
 """The table of faults in small: real runs that are killed, stopped, damaged, out of disk, and bereft of their peer."""
 
+import os
+import time
+
 import pytest
 
+import train.saver
 from benchmarks import fault_files, fault_kills, fault_overflow, fault_ranks, fault_resume, faults
+from benchmarks.toy_run import INTERVAL, ToyRuns, newest_step, sample_ids, wait_for
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate", "one_thread")
-
-
-@pytest.fixture
-def one_thread():
-    """A child that is forked while threads of torch are busy would wait for them for ever."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_killed_at_any_moment_a_run_ends_in_the_same_bits(tmp_path):
     found = fault_kills.kill_runs(tmp_path / "kills", num_random=2, num_in_writes=2, workers=2)
     assert found["cases"] == found["equal"] == found["newest_readable"] == found["without_rest"] == 4
     assert found["killed_in_a_write"] == 2
+
+
+@pytest.mark.parametrize(("in_background", "most"), [(True, 2 * INTERVAL), (False, INTERVAL)])
+def test_however_slow_the_disk_no_more_is_lost_than_the_docs_say(tmp_path, in_background, most):
+    """The second checkpoint is never done; training goes on as far as it may, and is then killed."""
+    toys = ToyRuns(tmp_path, f"trainer.save_in_background={str(in_background).lower()}")
+
+    def prepare():
+        real = train.saver.save_checkpoint
+
+        def write(folder, step, checkpoint):
+            if step > INTERVAL:
+                time.sleep(60.0)
+            return real(folder, step, checkpoint)
+
+        train.saver.save_checkpoint = write
+
+    run_dir = tmp_path / "run"
+    pid = toys.start("run", prepare=prepare)
+    deadline = time.monotonic() + 30.0
+    while len(sample_ids(run_dir)) < INTERVAL + most and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)  # an update takes 0.05 s: it would go on if it could
+    os.kill(pid, 9)
+    wait_for(pid)
+    assert newest_step(run_dir) == INTERVAL
+    assert len(sample_ids(run_dir)) - newest_step(run_dir) == most
 
 
 def test_stopped_in_an_update_a_validation_and_a_write_it_goes_on_equally(tmp_path):

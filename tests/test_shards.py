@@ -1,12 +1,12 @@
-"""Weights cut over two processes (FSDP2 over gloo, real FP16 autocast): the same update, and checkpoints in pieces."""
+"""Weights cut over two processes by FSDP2: a checkpoint in pieces, one artefact; what launch files may ask for."""
 
 import json
 
 import pytest
 import torch
 
-from benchmarks import fault_shards
-from benchmarks.toy_run import ToyRuns, newest_step
+from benchmarks.fault_shard_runs import run_whole
+from benchmarks.toy_run import newest_step
 from scripts.settings import compose_config
 from scripts.train import build_settings
 from train.checkpoint import load_checkpoint, step_dir
@@ -15,43 +15,10 @@ from train.sharding import resolve_shard, verify_shardable
 pytestmark = pytest.mark.usefixtures("fresh_accelerate", "one_thread")
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    """A child that is forked while threads of torch are busy would wait for them for ever."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(("mode", "tolerance"), [("fp32", 1e-6), ("fp16", 2e-3)])
-def test_an_update_is_that_of_one_process(tmp_path, mode, tolerance):
-    found = fault_shards.compare_updates(tmp_path, mode, "zero3")
-    assert found["norm"] <= tolerance
-    assert found["weights"] <= max(tolerance, 1e-6)
-
-
-def test_bad_clips_of_one_process_hold_nobody_up(tmp_path):
-    assert fault_shards.leave_out_bad_clips(tmp_path, "zero3")
-
-
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory, one_thread):
-    return ToyRuns(tmp_path_factory.mktemp("shards"), validation=True)
-
-
-def test_a_killed_run_started_again_goes_on_to_the_same_bits_though_it_says_overwrite(toys):
-    found = fault_shards.interrupt(toys, "zero3")
-    assert found["codes"][1] == 137 and found["codes"][0] != 0
-    assert found["again"] == [0, 0]
-    assert found["resumed"] and found["equal"]
-
-
-def test_the_export_is_one_whole_file_of_the_last_shards(toys):
-    """Runs behind `test_a_killed_run_...`, whose uninterrupted run it looks at."""
+def test_the_export_is_one_whole_file_of_the_last_shards(two_processes):
     from safetensors.torch import load_file
 
-    run_dir = toys.folder / "zero3-whole"
+    run_dir = two_processes.folder / run_whole(two_processes, "zero3")
     path = step_dir(run_dir / "checkpoints", newest_step(run_dir))
     manifest = json.loads((path / "manifest.json").read_text())
     assert sum(name.startswith("shards/shard-") for name in manifest["files"]) == 2
@@ -62,21 +29,6 @@ def test_the_export_is_one_whole_file_of_the_last_shards(toys):
     assert shipped and all(torch.equal(exported[name], tensor.half()) for name, tensor in shipped.items())
     moments = checkpoint.optimizer["state"].values()
     assert sorted(entry["exp_avg"].shape for entry in moments) == sorted(w.shape for w in checkpoint.model.values())
-
-
-def test_a_full_disk_on_one_machine_is_borne_by_all(toys):
-    found = fault_shards.fill_disk_of_one(toys, "zero3")
-    assert found == {"codes": [0, 0], "named": True, "rests": [], "equal": True}
-
-
-def test_another_number_of_processes_is_refused_then_allowed_and_marked(toys):
-    found = fault_shards.go_on_alone(toys, "zero3")
-    assert found["refused"]
-    assert found["code"] == 0
-    assert [text.split(": ", 1)[1] for text in found["inexact"]] == [
-        "the number of processes (2, now 1) changed",
-        "trainer.shard (zero3, now none) changed",
-    ]
 
 
 @pytest.mark.parametrize(

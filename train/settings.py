@@ -89,7 +89,8 @@ class TrainerSettings:
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept, besides the best."""
     save_in_background: bool = True
-    """Write checkpoints beside the training, where the host's memory holds a copy."""
+    """Write checkpoints beside the training, where the host's memory holds a copy. A run that is killed then loses
+    `save_every_steps` updates and those made during one write, at most twice `save_every_steps`."""
     max_hours: float = 0.0
     """Hours of this start, after which the run is saved and stops; 0 sets no limit."""
     rank_timeout_s: float = 45.0
