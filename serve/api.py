@@ -136,9 +136,9 @@ async def _take_place(request: Request, engine: Engine, stack: contextlib.AsyncE
     is_short = int(request.headers.get("content-length") or SHORT_BYTES + 1) <= SHORT_BYTES
     try:
         if is_short:
-            stack.enter_context(engine.place())
+            stack.enter_context(engine.admission.place())
         else:
-            engine.refuse_if_busy()
+            engine.admission.refuse_if_busy()
     except ServiceError:
         async for _ in request.stream():
             pass

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ from data.features import MAX_WINDOW_S
 from infer.decoding import Decoded, DecodeSettings
 from infer.longform import cut_at_quiet
 from infer.transcript import Transcript, join_pieces
+from serve.admission import Admission
 from serve.audio_pool import AudioPool
-from serve.errors import ServiceError, queue_full
+from serve.errors import ServiceError
 from serve.metrics import Metrics
 from serve.model_worker import ModelNursery
 from serve.options import Options, Progress, progress_of, resolve, verify_profiles
@@ -36,7 +36,6 @@ from serve.window_queue import Recording
 __all__ = ["Engine", "ModelSpec", "Options", "Progress"]
 
 DRAIN_LOOK_S = 0.05
-MAX_RETRY_S = 30
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +61,7 @@ class Engine:
         """
         self.settings = settings or ServeSettings()
         self.metrics = Metrics()
-        self.state = "starting"
-        """Then `ready`, `draining`, and `stopped`."""
+        self.admission = Admission(self.settings, self.metrics)
         given = dict(profiles or {"greedy": DecodeSettings()})
         verify_profiles(given)
         if not models or len({spec.name for spec in models}) != len(models):
@@ -71,16 +69,19 @@ class Engine:
         self._nursery = ModelNursery()
         self._models = {
             spec.name: ServedModel(
-                spec, self.settings, given, self._nursery, self.metrics, num_expected=lambda: self._num_places
+                spec, self.settings, given, self._nursery, self.metrics, num_expected=lambda: self.admission.num_taken
             )
             for spec in models
         }
         self._default = models[0].name
         self._profiles = given
         self._audio = AudioPool(self.settings)
-        self._num_places = 0
-        self._audio_s = 0.0
         self._started_s = time.monotonic()
+
+    @property
+    def state(self) -> str:
+        """`starting`, `ready`, `draining` or `stopped`."""
+        return self.admission.state
 
     async def start(self) -> None:
         """Load the models, test them and warm them up.
@@ -97,29 +98,29 @@ class Engine:
             await self._end()
             raise
         self._started_s = time.monotonic()
-        self.state = "ready"
+        self.admission.state = "ready"
 
     async def stop(self) -> None:
         """Take no more requests, let those in flight end for `drain_s`, and end all processes."""
         self.drain()
         end_s = time.monotonic() + self.settings.drain_s
-        while self._num_places and time.monotonic() < end_s:
+        while self.admission.num_taken and time.monotonic() < end_s:
             await asyncio.sleep(DRAIN_LOOK_S)
-        if self._num_places:
-            logger.warning("%d requests did not end within %g s", self._num_places, self.settings.drain_s)
+        if self.admission.num_taken:
+            logger.warning("%d requests did not end within %g s", self.admission.num_taken, self.settings.drain_s)
         await self._end()
 
     def drain(self) -> None:
         """Take no more requests; those in flight go on."""
         if self.state != "stopped":
-            self.state = "draining"
+            self.admission.state = "draining"
 
     async def _end(self) -> None:
         for model in self._models.values():
             await model.stop()
         self._nursery.end()
         await self._audio.stop()
-        self.state = "stopped"
+        self.admission.state = "stopped"
 
     async def transcribe(
         self,
@@ -137,7 +138,7 @@ class Engine:
             source: a file, which is only read, or (num_samples,) float32 at `sampling_rate`.
             options: what is asked for.
             on_progress: called in the event loop after each window.
-            has_place: the caller holds one, of `place`.
+            has_place: the caller holds one, of `admission.place`.
 
         Raises:
             ServiceError: 400 for audio or options that cannot be used, 429 if all places are taken, 503 while the
@@ -145,7 +146,7 @@ class Engine:
         """
         options = options or Options()
         model, settings = self._resolve(options)
-        with nullcontext() if has_place else self.place():
+        with nullcontext() if has_place else self.admission.place():
             waveform = await self._audio.decode(source) if isinstance(source, Path) else _verified(source)
             duration_s = len(waveform) / SAMPLING_RATE
             if duration_s > self.settings.max_duration_s:
@@ -155,7 +156,7 @@ class Engine:
                     code="audio_too_long",
                     param="file",
                 )
-            with self._held(duration_s):
+            with self.admission.audio(duration_s):
                 pieces = [(0.0, waveform)]
                 if duration_s > settings.piece_s:
                     pieces = await asyncio.to_thread(cut_at_quiet, waveform, max_duration_s=settings.piece_s)
@@ -208,53 +209,6 @@ class Engine:
         if on_progress is not None:
             recording.on_window = lambda results: on_progress(progress_of(results))
         return await model.decode(recording, waveforms)
-
-    def has_room(self) -> bool:
-        """Whether a recording would be taken now."""
-        return self._num_places < self.settings.max_queue
-
-    def refuse_if_busy(self) -> None:
-        """Stop before a body is read that could not be worked on.
-
-        Raises:
-            ServiceError: 429 if all places are taken, 503 while the service starts or ends.
-        """
-        if self.state != "ready":
-            raise ServiceError(f"the service is {self.state}", status=503, code="unavailable", retry_after_s=5)
-        if not self.has_room():
-            self.metrics.refused.inc()
-            raise queue_full(self._retry_after_s())
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold one of the places for recordings.
-
-        Raises:
-            ServiceError: as `refuse_if_busy`.
-        """
-        self.refuse_if_busy()
-        self._num_places += 1
-        self.metrics.places.set(self._num_places)
-        try:
-            yield
-        finally:
-            self._num_places -= 1
-            self.metrics.places.set(self._num_places)
-
-    @contextmanager
-    def _held(self, duration_s: float) -> Iterator[None]:
-        """Count audio that is held in memory; one recording is always taken."""
-        if self._audio_s and self._audio_s + duration_s > self.settings.max_queue_audio_s:
-            self.metrics.refused.inc()
-            raise queue_full(self._retry_after_s())
-        self._audio_s += duration_s
-        try:
-            yield
-        finally:
-            self._audio_s = max(0.0, self._audio_s - duration_s)
-
-    def _retry_after_s(self) -> int:
-        return max(1, min(MAX_RETRY_S, math.ceil(self.metrics.recent_latency_s())))
 
     def verify(self, options: Options) -> None:
         """Check options without any audio.
@@ -310,10 +264,10 @@ class Engine:
             "state": self.state,
             "uptime_s": round(time.monotonic() - self._started_s, 1),
             "queue": {
-                "recordings": self._num_places,
+                "recordings": self.admission.num_taken,
                 "max_recordings": self.settings.max_queue,
                 "windows": sum(model.queue.num_waiting for model in self._models.values()),
-                "audio_s": round(self._audio_s, 1),
+                "audio_s": round(self.admission.audio_s, 1),
             },
             "models": {name: model.status() for name, model in self._models.items()},
         }

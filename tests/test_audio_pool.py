@@ -35,6 +35,8 @@ def _code(error):
 
 def test_samples_arrive_as_they_are_decoded_here_and_errors_in_words(write_clip, tmp_path):
     clip = write_clip("a.flac", 3.0, 44_100)
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes(write_clip("whole.wav", 2.0).read_bytes()[:40_000])
     stranger = tmp_path / "passwords.txt"
     stranger.write_text("nothing to hear")
 
@@ -48,6 +50,9 @@ def test_samples_arrive_as_they_are_decoded_here_and_errors_in_words(write_clip,
             await pool.decode(stranger)
         assert _code(error) == (400, "audio_invalid")
         assert str(tmp_path) not in error.value.message and "passwords" not in error.value.message
+        with pytest.raises(ServiceError, match="shorter than its header says") as error:
+            await pool.decode(cut)
+        assert _code(error) == (400, "audio_invalid") and "manifest" not in error.value.message
 
     _with_pool(work)
 
