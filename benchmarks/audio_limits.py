@@ -23,7 +23,8 @@ import numpy as np
 import soundfile
 
 from benchmarks.damage import ENCODERS
-from data.audio import AudioError, load_waveform, probe_duration_s
+from data.audio import AudioError, load_waveform
+from data.probe import probe_duration_s
 
 MAX_RISE_MIB = 300
 RATE = 16_000

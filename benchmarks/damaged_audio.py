@@ -28,7 +28,8 @@ import soundfile
 
 from benchmarks.damage import DAMAGES, ENCODERS, SEED, damage
 from benchmarks.watch import HANG_S, watch
-from data.audio import SAMPLING_RATE, AudioError, load_waveform, probe_duration_s
+from data.audio import SAMPLING_RATE, AudioError, load_waveform
+from data.probe import probe_duration_s
 
 TOLERANCE_S = 0.1  # codecs pad; what a manifest's duration tolerates, too
 

@@ -19,8 +19,9 @@ from typing import Any
 import soundfile
 
 from benchmarks.environment import write_result
+from data.preflight.columns import Split
 from data.preflight.report import Report, ReportOptions, build_report
-from data.preflight.scan import Split, scan_corpus
+from data.preflight.scan import scan_corpus
 from data.rows import JoinedRows
 from data.sources import Source, read_source
 

@@ -28,7 +28,6 @@ Waveform = npt.NDArray[np.float32]
 
 SAMPLING_RATE = 16_000  # Hz; Whisper's feature extractor knows no other
 MIN_DURATION_S = 0.1  # below it there is hardly a phone
-MAX_COUNTED_S = 3_600.0  # so much is decoded to find the length of a file whose header does not say; seconds of work
 MAX_CHANNELS = 8
 MIN_SOURCE_RATE, MAX_SOURCE_RATE = 4_000, 192_000  # Hz; beyond them a header lies
 MAX_PEAK = 64.0  # 36 dB over full scale; samples beyond it were never scaled, or a bit of an exponent flipped
@@ -84,7 +83,7 @@ def load_waveform(
     limit_s = math.inf if max_duration_s is None else max_duration_s + 0.5
     if duration_s is not None:
         limit_s = min(limit_s, duration_s if offset_s is not None else duration_s + 2 * _tolerance_s(duration_s))
-    with _open(source, name) as clip:
+    with open_clip(source, name) as clip:
         blocks = list(_at_our_rate(clip.decode(offset_s or 0.0, limit_s), clip.rate))
         if not blocks:
             clip.fail(Reason.AUDIO_EMPTY)
@@ -124,69 +123,18 @@ def _tolerance_s(duration_s: float) -> float:
     return max(0.1, DURATION_TOLERANCE * duration_s)
 
 
-def probe_duration_s(
-    source: Path | bytes,
-    *,
-    offset_s: float | None = None,
-    max_duration_s: float | None = MAX_COUNTED_S,
-    name: str | None = None,
-) -> float:
-    """Return the length of a file from `offset_s` on, in seconds; it is decoded only where no header says it.
+@contextmanager
+def open_clip(source: Path | bytes, name: str | None, *, thorough: bool = False) -> Iterator[OpenClip]:
+    """Open a file, told by its content, and close it afterwards.
 
     Args:
         source: a regular file, or the bytes of one.
-        offset_s: where the clip begins, in seconds.
-        max_duration_s: where decoding gives up, in seconds; None goes on to the end. A length that a header states is
-            returned whatever it is.
         name: what errors call the clip; the path by default.
-
-    Raises:
-        AudioError: if the file is missing, cut or cannot be opened as audio, if it ends before `offset_s`, or if it was
-            decoded up to `max_duration_s` and goes on.
-    """
-    with _open(source, name) as clip:
-        if clip.file is not None:
-            found_s = float(clip.file.frames) / clip.rate
-        else:
-            limit_s = math.inf if max_duration_s is None else max_duration_s
-            found_s = sum(len(block) for block in clip.decode(0.0, limit_s + 0.5)) / clip.rate
-            if found_s > limit_s:
-                clip.fail(
-                    Reason.AUDIO_TOO_LONG,
-                    f"more than {limit_s:g} s, and no header to trust; state duration_s",
-                )
-        if offset_s and offset_s >= found_s:
-            clip.fail(Reason.AUDIO_TRUNCATED, f"{offset_s:g} s lies behind the end at {found_s:.2f} s")
-        return found_s - (offset_s or 0.0)
-
-
-def verify_container(source: Path | bytes, *, thorough: bool = False, name: str | None = None) -> None:
-    """Hold the header of a file against its content, without decoding it.
-
-    Args:
-        source: a regular file, or the bytes of one.
         thorough: go through every page and frame of a long Ogg, MP3 or AAC stream, too.
-        name: what errors call the clip; the path by default.
 
     Raises:
         AudioError: if the file is missing, empty, cut, contradicts itself, or is of no known format.
     """
-    with _open(source, name, thorough=thorough):
-        pass
-
-
-def find_format(source: Path | bytes, *, name: str | None = None) -> str:
-    """Return FFmpeg's name of the format that a file has by its content.
-
-    Raises:
-        AudioError: as `verify_container`.
-    """
-    with _open(source, name) as clip:
-        return clip.format
-
-
-@contextmanager
-def _open(source: Path | bytes, name: str | None, *, thorough: bool = False) -> Iterator[_Clip]:
     if isinstance(source, bytes):
         name = name or "audio in memory"
         raw: BinaryIO = io.BytesIO(source)
@@ -207,7 +155,7 @@ def _open(source: Path | bytes, name: str | None, *, thorough: bool = False) -> 
             container = inspect_container(raw, size, thorough=thorough)
         except ContainerError as e:
             raise AudioError(e.reason, name, e.detail) from e
-        clip = _Clip(raw, container, name)
+        clip = OpenClip(raw, container, name)
         try:
             yield clip
         finally:
@@ -215,10 +163,11 @@ def _open(source: Path | bytes, name: str | None, *, thorough: bool = False) -> 
                 clip.file.close()
 
 
-class _Clip:
+class OpenClip:
     """An open file with its decoder: libsndfile, or else FFmpeg."""
 
     def __init__(self, raw: BinaryIO, container: Container, name: str) -> None:
+        """Take a file that was inspected; see `open_clip`."""
         self.name = name
         self.rate = SAMPLING_RATE
         self.file: soundfile.SoundFile | None = None
@@ -229,9 +178,11 @@ class _Clip:
 
     @property
     def format(self) -> str:
+        """FFmpeg's name of the format."""
         return self._container.demuxer
 
     def fail(self, reason: Reason, detail: str = "") -> NoReturn:
+        """Raise an `AudioError` that names the clip."""
         raise AudioError(reason, self.name, detail)
 
     def _open_soundfile(self) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data.audio import AudioError, probe_duration_s
+from data.audio import AudioError
+from data.probe import probe_duration_s
 from data.reasons import Reason
 from data.rows import LostClip, Row, RowTable, StoredAudio, encoded
 

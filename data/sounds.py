@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from data.audio import MIN_DURATION_S, AudioError, Waveform, load_waveform, probe_duration_s
+from data.audio import MIN_DURATION_S, AudioError, Waveform, load_waveform
 from data.folders import AUDIO_SUFFIXES
+from data.probe import probe_duration_s
 from data.reasons import Reason
 
 T = TypeVar("T")

@@ -6,15 +6,13 @@ python scripts/evaluate.py artefact=[base,runs/a/export] dataset.test=[new.jsonl
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run by path: scripts/ would hide the package `train` and the library `evaluate`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -26,21 +24,19 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from data.sources import Source
-from infer.artefact import amend_record, load_artefact
-from infer.score.contest import Duel, Entry, Forgetting, find_forgetting, hold_duels, render_contest
+from infer.artefact import load_artefact
+from infer.score.contest import Entry, find_forgetting, hold_duels, render_contest
 from infer.score.evaluation import Prediction, Score, score_predictions
 from infer.score.held_out import transcribe_rows, verify_task
 from infer.score.levels import with_levels
 from infer.score.metrics import compute_named_metrics
-from infer.score.page.page import PageSettings, write_page
-from infer.score.report import render_table, write_report
+from infer.score.report import render_table
 from infer.score.sets import HeldOutSet, name_artefacts, read_sets, verify_targets
 from infer.score.sharing import Share
 from infer.transcriber import Transcriber, best_device
+from scripts.evaluate_reports import Findings, report_dir, write_all
 from scripts.evaluate_settings import EvaluateSettings
 from scripts.settings import build, entry_point, to_plain
-from train.tracked_report import track_report
 
 
 @dataclass(frozen=True)
@@ -50,17 +46,6 @@ class Evaluation:
     score: Score
     predictions: tuple[Prediction, ...]
     report: Path
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What a whole command found."""
-
-    entries: tuple[Entry, ...]
-    reports: tuple[Path, ...]
-    duels: tuple[Duel, ...]
-    forgetting: tuple[Forgetting, ...]
-    page: Path | None
 
 
 def build_settings(config: DictConfig) -> EvaluateSettings:
@@ -114,48 +99,7 @@ def evaluate_all(settings: EvaluateSettings, *, console: Console, share: Share |
         else []
     )
     findings = Findings(tuple(entries), (), tuple(duels), tuple(forgetting), None)
-    return findings if share.rank else _write_all(settings, findings, folder, sets, sources, targets)
-
-
-def _write_all(
-    settings: EvaluateSettings,
-    findings: Findings,
-    folder: Path,
-    sets: Sequence[HeldOutSet],
-    sources: Sequence[Source],
-    targets: set[str],
-) -> Findings:
-    """Write and track everything, and return the findings with where it stands."""
-    facts = _facts(settings, sources)
-    reports = []
-    for path, entry in zip(settings.artefact, findings.entries, strict=True):
-        own = folder if len(findings.entries) == 1 else folder / entry.name
-        reports.append(_write(entry, own, facts))
-        if settings.report.record:
-            recorded = {"overall": entry.score.overall, "languages": entry.score.languages}
-            amend_record(Path(path), evaluation={**recorded, **facts, "artefact_sha256": entry.artefact["sha256"]})
-    if findings.duels:
-        comparison = {
-            "duels": [duel.describe() for duel in findings.duels],
-            "retention": [lost.describe() for lost in findings.forgetting],
-            "settings": {**facts, "targets": sorted(targets)},
-        }
-        text = json.dumps(comparison, ensure_ascii=False, indent=2, allow_nan=False)
-        (folder / "comparison.json").write_text(text + "\n", encoding="utf-8")
-    page = None
-    if settings.report.html:
-        page = write_page(
-            folder,
-            findings.entries,
-            findings.duels,
-            findings.forgetting,
-            rows={row.id: row for held_out in sets for row in held_out.rows},
-            settings=PageSettings(max_clips=settings.report.max_clips, max_mib=settings.report.max_mib),
-        )
-    track_report(
-        settings.tracker, folder, findings.entries, findings.duels, findings.forgetting, page=page, config=facts
-    )
-    return replace(findings, reports=tuple(reports), page=page)
+    return findings if share.rank else write_all(settings, findings, folder, sets, sources, targets)
 
 
 def find_targets(settings: EvaluateSettings, names: Sequence[str]) -> set[str]:
@@ -237,33 +181,6 @@ def find_share() -> Share:
 
     state = PartialState()
     return Share(state.process_index, state.num_processes, gather=lambda item: list(gather_object([item])))
-
-
-def _write(entry: Entry, folder: Path, facts: dict[str, Any]) -> Path:
-    """Write the report over all sets, and where there are several, one of each below `sets/`."""
-    if len(entry.sets) > 1:
-        for name, score in entry.sets.items():
-            own = [p for p in entry.predictions if p.test_set == name]
-            write_report(folder / "sets" / name, score, own, artefact=entry.artefact, settings={**facts, "set": name})
-    return write_report(folder, entry.score, entry.predictions, artefact=entry.artefact, settings=facts)
-
-
-def _facts(settings: EvaluateSettings, sources: Sequence[Source]) -> dict[str, Any]:
-    return {
-        "decoding": asdict(settings.decoding),
-        "batch_size": settings.infer.batch_size,
-        "test": [source.path for source in sources],
-    }
-
-
-def report_dir(settings: EvaluateSettings, names: Sequence[str]) -> Path:
-    """Return where the report goes."""
-    if settings.report.dir is not None:
-        return Path(settings.report.dir)
-    artefact = Path(settings.artefact[-1]).absolute()
-    if len(names) == 1 and (artefact.parent / "config.yaml").is_file():
-        return artefact.parent / "report"
-    return Path("runs") / f"report-{'-'.join(names) if len(names) > 1 else artefact.name}"
 
 
 def show(findings: Findings, console: Console) -> None:

@@ -30,8 +30,8 @@ from scripts.settings import SettingsError, build, entry_point, to_plain
 
 if TYPE_CHECKING:
     from data.labels import LabelBuilder
+    from data.preflight.columns import Split
     from data.preflight.report import Report
-    from data.preflight.scan import Split
     from data.settings import DatasetSettings
     from train.model import ModelSettings
 
@@ -168,7 +168,7 @@ def prepare_corpus(settings: PrepareSettings, *, console: Console, command: Sequ
 
 def read_split(dataset: DatasetSettings, name: str) -> Split:
     """Read the sources of a split; what a training replays belongs to `train`, and one named twice is read once."""
-    from data.preflight.scan import Split
+    from data.preflight.columns import Split
     from data.rows import JoinedRows
     from data.sources import read_source
 

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,9 +175,8 @@ def kept_logging():
     root.setLevel(level)
 
 
-@pytest.fixture
-def lively(whisper, tokenizer):
-    """The tiny Whisper with weights so large that what it says depends on what it hears, in evaluation mode.
+def enliven(whisper, tokenizer):
+    """Give a model weights so large that what it says depends on what it hears, and return it in evaluation mode.
 
     Control tokens get smaller ones, so that there is text between them.
     """
@@ -188,3 +188,44 @@ def lively(whisper, tokenizer):
                 parameter.normal_(0, 0.35)
         whisper.model.decoder.embed_tokens.weight[end_id:] *= 0.3
     return whisper.eval()
+
+
+@pytest.fixture
+def lively(whisper, tokenizer):
+    """The tiny Whisper, so that what it says depends on what it hears; the same one every time."""
+    return enliven(whisper, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def lay_artefact(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Lay the fixture `lively` at a path, as an FP16 artefact that a test may change.
+
+    Writing one costs 0.1 s and copying it 5 ms, so it is written once for each rule of windows.
+    """
+    from data.windows import build_windows
+    from infer.artefact import write_artefact
+    from infer.half import cast_to_half
+
+    written: dict[tuple[float, ...], Path] = {}
+
+    def lay(target: Path, edges_s: tuple[float, ...] = (1, 3, 30)) -> Path:
+        if edges_s not in written:
+            model = enliven(tiny_whisper(), tokenizer)
+            written[edges_s] = write_artefact(
+                tmp_path_factory.mktemp("written") / "export",
+                cast_to_half(model.state_dict()),
+                config=model.config,
+                generation_config=model.generation_config,
+                tokenizer=tokenizer,
+                windows=build_windows(edges_s),
+                record={"trained_steps": 3},
+            )
+        return Path(shutil.copytree(written[edges_s], target))
+
+    return lay
+
+
+@pytest.fixture
+def artefact_dir(lay_artefact: Callable[..., Path], tmp_path: Path) -> Path:
+    """The fixture `lively` as an FP16 artefact at `export/`, with windows of 1, 3 and 30 s."""
+    return lay_artefact(tmp_path / "export")

@@ -16,7 +16,8 @@ import soundfile
 import soxr
 
 import data.audio
-from data.audio import BLOCK_SAMPLES, SAMPLING_RATE, AudioError, load_waveform, probe_duration_s
+from data.audio import BLOCK_SAMPLES, SAMPLING_RATE, AudioError, load_waveform
+from data.probe import probe_duration_s
 from data.reasons import Reason
 
 

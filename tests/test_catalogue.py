@@ -21,14 +21,16 @@ import pytest
 import soundfile
 from conftest import tone
 
-from data.audio import find_format, load_waveform
+from data.audio import load_waveform
 from data.dataset import Clips, open_clips
 from data.labels import LabelBuilder
 from data.mixture import every_clip
 from data.plan import BatchSize, EpochPlan
+from data.preflight.columns import Split
 from data.preflight.findings import Finding
 from data.preflight.report import ReportOptions, build_report
-from data.preflight.scan import Split, scan_corpus
+from data.preflight.scan import scan_corpus
+from data.probe import find_format
 from data.reader import ClipReader
 from data.reasons import Reason, Rejected
 from data.rows import JoinedRows

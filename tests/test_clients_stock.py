@@ -8,27 +8,11 @@ from pathlib import Path
 import pytest
 
 from data.sources import Source
-from data.windows import build_windows
-from infer.artefact import write_artefact
 from infer.clients.client import ClientRequest, run_client
 from infer.decoding import DecodeSettings
 from infer.export.ctranslate2 import convert_to_ctranslate2
-from infer.half import cast_to_half
 
 pytest.importorskip("faster_whisper", reason="the extra `runtimes` is not installed")
-
-
-@pytest.fixture
-def artefact_dir(lively, tokenizer, tmp_path: Path) -> Path:
-    return write_artefact(
-        tmp_path / "export",
-        cast_to_half(lively.state_dict()),
-        config=lively.config,
-        generation_config=lively.generation_config,
-        tokenizer=tokenizer,
-        windows=build_windows([1, 3, 30]),
-        record={"trained_steps": 3},
-    )
 
 
 def ask(client: str, folder: Path, corpus: Path, **changes: object):

@@ -13,15 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from data.windows import build_windows
-from infer.artefact import write_artefact
 from infer.compare.arithmetic import ARITHMETICS, DeviceFacts, choose_arithmetics, compute_type, find_obstacle
 from infer.compare.floor import Rates, count_work, floor_s, measure_rates
 from infer.compare.measurement import Request, measure, measure_in_process
 from infer.compare.verdict import build_rows, judge, shipped_verdict
 from infer.decoding import DecodeSettings
 from infer.encoder import encode
-from infer.half import cast_to_half
 from infer.score.evaluation import Prediction
 from infer.score.statistics import Comparison, Interval
 from scripts.compare_precision import build_settings, compare_precision
@@ -156,19 +153,6 @@ def test_rows_hold_what_was_measured_and_why_others_are_missing():
     assert rows["bf16"]["is_failure"]
     assert shipped_verdict(list(rows.values()))["level"] in ("undecided", "unsafe")
     assert shipped_verdict([rows["tf32"]])["level"] == "unknown"
-
-
-@pytest.fixture
-def artefact_dir(lively, tokenizer, tmp_path: Path) -> Path:
-    return write_artefact(
-        tmp_path / "export",
-        cast_to_half(lively.state_dict()),
-        config=lively.config,
-        generation_config=lively.generation_config,
-        tokenizer=tokenizer,
-        windows=build_windows([1, 3, 30]),
-        record={},
-    )
 
 
 def test_half_and_full_arithmetic_are_measured_on_the_same_clips(artefact_dir: Path, corpus: Path):

@@ -18,8 +18,9 @@ from conftest import tone
 
 from benchmarks.damage import ENCODERS
 from data import containers
-from data.audio import SAMPLING_RATE, AudioError, load_waveform, probe_duration_s, verify_container
+from data.audio import SAMPLING_RATE, AudioError, load_waveform
 from data.bitstreams import ogg_checksum
+from data.probe import probe_duration_s, verify_container
 from data.reasons import Reason
 
 RATE = 16_000

@@ -10,31 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from data.windows import build_windows
-from infer.artefact import load_artefact, write_artefact
+from infer.artefact import load_artefact
 from infer.decoding import Decoder, DecodeSettings
 from infer.encoder import encode
 from infer.export.ctranslate2 import convert_to_ctranslate2
-from infer.half import cast_to_half
 
 ctranslate2 = pytest.importorskip("ctranslate2", reason="the extra `runtimes` is not installed")
 
 from infer.backends.ctranslate2 import CTranslate2Decoder, load_ctranslate2  # noqa: E402
 
 SETTINGS = DecodeSettings(max_new_tokens=24)
-
-
-@pytest.fixture
-def artefact_dir(lively, tokenizer, tmp_path: Path) -> Path:
-    return write_artefact(
-        tmp_path / "export",
-        cast_to_half(lively.state_dict()),
-        config=lively.config,
-        generation_config=lively.generation_config,
-        tokenizer=tokenizer,
-        windows=build_windows([1, 3, 30]),
-        record={"trained_steps": 3},
-    )
 
 
 @pytest.fixture

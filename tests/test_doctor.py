@@ -13,14 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 
 from benchmarks.planted import NUM_OF_FIGURE, PLANTS, plant
-from data.windows import Windows
-from infer.artefact import load_artefact, write_artefact
+from infer.artefact import amend_record, load_artefact
 from infer.doctor.examination import CHECKS, examine
 from infer.doctor.findings import RUNTIMES
 from infer.doctor.folder import ModelFolder, Weights
 from infer.doctor.repair import repair
 from infer.doctor.weights import measure_tensor
-from infer.half import cast_to_half
 from scripts.doctor import DoctorSettings, build_settings, consult
 from scripts.settings import compose_config
 
@@ -34,17 +32,11 @@ def masters(lively):
 
 
 @pytest.fixture
-def clean(lively, tokenizer, tmp_path: Path) -> Path:
+def clean(lay_artefact, tmp_path: Path) -> Path:
     """A tiny artefact without a fault."""
-    return write_artefact(
-        tmp_path / "export",
-        cast_to_half(lively.state_dict()),
-        config=lively.config,
-        generation_config=lively.generation_config,
-        tokenizer=tokenizer,
-        windows=Windows((1.0, 30.0)),
-        record={"evaluation": {"overall": {"wer": 0.1}}},
-    )
+    folder = lay_artefact(tmp_path / "export", (1, 30))
+    amend_record(folder, evaluation={"overall": {"wer": 0.1}})
+    return folder
 
 
 def test_the_clean_artefact_has_no_finding_and_every_check_is_asked(clean, masters):

@@ -10,28 +10,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from data.windows import full_windows
-from infer.artefact import write_artefact
 from infer.doctor.converted import ctranslate2_shapes, examine_converted, recognise
 from infer.export.ggml import convert_to_ggml
 from infer.export.openai import convert_to_openai
-from infer.half import cast_to_half
 from scripts.doctor import DoctorSettings, consult
 
 QUIET = Console(quiet=True)
 
 
 @pytest.fixture
-def artefact_dir(lively, tokenizer, tmp_path: Path) -> Path:
-    return write_artefact(
-        tmp_path / "export",
-        cast_to_half(lively.state_dict()),
-        config=lively.config,
-        generation_config=lively.generation_config,
-        tokenizer=tokenizer,
-        windows=full_windows(),
-        record={},
-    )
+def artefact_dir(lay_artefact, tmp_path: Path) -> Path:
+    return lay_artefact(tmp_path / "export", (30,))
 
 
 @pytest.fixture

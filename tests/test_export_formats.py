@@ -14,30 +14,16 @@ from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
 import scripts.export
-from data.windows import build_windows
 from infer.artefact import load_artefact, write_artefact
 from infer.export.formats import FORMATS, FormatOptions, HfOptions, name_result, verify_installed
 from infer.export.hf import convert_to_hf
-from infer.half import RejectedError, cast_to_half
+from infer.half import RejectedError
 from infer.weights import INDEX_NAME, StoredWeights, weights_sha256
 from scripts.export import build_settings, export
 from scripts.settings import compose_config
 
 QUIET = Console(quiet=True)
 assert TEXTS
-
-
-@pytest.fixture
-def artefact_dir(lively, tokenizer, tmp_path: Path) -> Path:
-    return write_artefact(
-        tmp_path / "export",
-        cast_to_half(lively.state_dict()),
-        config=lively.config,
-        generation_config=lively.generation_config,
-        tokenizer=tokenizer,
-        windows=build_windows([1, 3, 30]),
-        record={"trained_steps": 3},
-    )
 
 
 def export_with(*overrides: str):

@@ -12,12 +12,11 @@ import pytest
 from transformers import WhisperFeatureExtractor
 
 from data.windows import full_windows
-from infer.artefact import load_artefact, write_artefact
+from infer.artefact import load_artefact
 from infer.decoding import DecodeSettings
 from infer.export.ggml import convert_to_ggml
 from infer.export.ggml_blocks import q5_0_blocks, q8_0_blocks
 from infer.export.openai_layout import openai_layout, token_bytes
-from infer.half import cast_to_half
 from infer.transcriber import Transcriber
 from tests.conftest import tone
 
@@ -27,16 +26,8 @@ SETTINGS = DecodeSettings(max_new_tokens=12)
 
 
 @pytest.fixture
-def artefact_dir(lively, tokenizer, tmp_path: Path) -> Path:
-    return write_artefact(
-        tmp_path / "export",
-        cast_to_half(lively.state_dict()),
-        config=lively.config,
-        generation_config=lively.generation_config,
-        tokenizer=tokenizer,
-        windows=full_windows(),
-        record={},
-    )
+def artefact_dir(lay_artefact, tmp_path: Path) -> Path:
+    return lay_artefact(tmp_path / "export", (30,))
 
 
 def ggml_base() -> ctypes.CDLL:

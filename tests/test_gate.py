@@ -19,8 +19,8 @@ import infer.gate.parity
 import infer.gate.runtimes
 from data.rows import Row
 from data.sources import Source
-from data.windows import Windows, full_windows
-from infer.artefact import amend_record, load_artefact, write_artefact
+from data.windows import full_windows
+from infer.artefact import amend_record, load_artefact
 from infer.decode_settings import DecodeSettings
 from infer.gate.clips import join_clips, made_sounds, open_long, write_clips
 from infer.gate.forced import HeadroomMeter, compare_forced, measure_headroom
@@ -33,7 +33,7 @@ from infer.gate.tables import remarks, render_parity, render_runtimes, runtimes_
 from infer.gate.texts import compare_texts, predictions_of
 from infer.gate.timestamps import LongReading, Way, judge_times
 from infer.gate.verdict import Miss, reasons_for
-from infer.half import FP16_MAX, cast_to_half
+from infer.half import FP16_MAX
 from infer.plain_search import lacked_lists
 from infer.score.held_out import read_held_out, transcribe_rows
 from infer.score.utterances import Prediction
@@ -47,19 +47,6 @@ SETTINGS = GateSettings(clips=4, half_clips=1, latency_clips=1, long_s=1.0)
 @pytest.fixture
 def masters(lively):
     return {name: tensor.detach() for name, tensor in lively.state_dict().items() if name != "proj_out.weight"}
-
-
-@pytest.fixture
-def artefact_dir(lively, tokenizer, tmp_path: Path) -> Path:
-    return write_artefact(
-        tmp_path / "export",
-        cast_to_half(lively.state_dict()),
-        config=lively.config,
-        generation_config=lively.generation_config,
-        tokenizer=tokenizer,
-        windows=Windows((1.0, 3.0, 30.0)),
-        record={"trained_steps": 3},
-    )
 
 
 @pytest.fixture

@@ -15,12 +15,10 @@ import infer.gate.parity
 import infer.gate.runtimes
 from data.settings import DatasetSettings
 from data.sources import Source
-from data.windows import Windows
-from infer.artefact import load_artefact, write_artefact
+from infer.artefact import amend_record, load_artefact
 from infer.decode_settings import DecodeSettings
 from infer.export.hub import HubSettings
 from infer.gate.settings import GateSettings
-from infer.half import cast_to_half
 from infer.score.held_out import read_held_out, transcribe_rows
 from infer.transcriber import Transcriber
 from scripts.export import ExportSettings, FinishedRun, TargetSettings, export_judged
@@ -34,17 +32,10 @@ GATE = GateSettings(clips=3, half_clips=1, latency_clips=1)
 
 
 @pytest.fixture
-def settings(lively, tokenizer, corpus, tmp_path: Path) -> ExportSettings:
+def settings(lay_artefact, corpus, tmp_path: Path) -> ExportSettings:
     """An export of a tiny artefact in Hugging Face's format."""
-    artefact = write_artefact(
-        tmp_path / "made/export",
-        cast_to_half(lively.state_dict()),
-        config=lively.config,
-        generation_config=lively.generation_config,
-        tokenizer=tokenizer,
-        windows=Windows((1.0, 3.0, 30.0)),
-        record={"run": "tiny"},
-    )
+    artefact = lay_artefact(tmp_path / "made/export")
+    amend_record(artefact, run="tiny")
     return ExportSettings(
         FinishedRun(),
         TargetSettings(str(tmp_path / "exports")),

@@ -16,10 +16,8 @@ from conftest import PROJECT, tone
 
 from data.rows import Row
 from data.sources import Source
-from data.windows import Windows
-from infer.artefact import Artefact, load_artefact, write_artefact
+from infer.artefact import Artefact, load_artefact
 from infer.decoding import DecodeSettings
-from infer.half import cast_to_half
 from infer.score.held_out import read_held_out, transcribe_rows
 from infer.score.partial import PartialPredictions, held_out_sha256
 from infer.score.sharing import Share
@@ -29,17 +27,8 @@ SETTINGS = DecodeSettings(max_new_tokens=12)
 
 
 @pytest.fixture
-def artefact(lively: Any, tokenizer: Any, tmp_path: Path) -> Artefact:
-    path = write_artefact(
-        tmp_path / "export",
-        cast_to_half(lively.state_dict()),
-        config=lively.config,
-        generation_config=lively.generation_config,
-        tokenizer=tokenizer,
-        windows=Windows((1.0, 2.0, 30.0)),
-        record={},
-    )
-    return load_artefact(path)
+def artefact(lay_artefact: Any, tmp_path: Path) -> Artefact:
+    return load_artefact(lay_artefact(tmp_path / "export", (1, 2, 30)))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from data.dataset import Clips, open_clips
 from data.features import LogMel
 from data.label_modes import LabelSettings
 from data.labels import IGNORE_INDEX, LabelBuilder
-from data.loaders import ClipRecipe, ClipSpeeds, UpdateBatches, UpdateDataset, open_updates
+from data.loaders import ClipRecipe, ClipSpeeds, UpdateBatches, UpdateDataset
 from data.mixture import MixtureSettings, build_mixture, every_clip
 from data.packing import Packing
 from data.plan import BatchSize, EpochPlan, Position
@@ -31,6 +31,7 @@ from data.reasons import Rejected
 from data.settings import DatasetSettings
 from data.sources import Source
 from data.windows import Windows
+from data.workers import open_updates
 from train.quarantine import append_quarantine
 
 PAD = 7

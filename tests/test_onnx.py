@@ -11,49 +11,53 @@ import numpy as np
 import pytest
 import torch
 
-from data.windows import build_windows
-from infer.artefact import load_artefact, write_artefact
+from infer.artefact import load_artefact
 from infer.decoding import Decoder, DecodeSettings
 from infer.encoder import encode
-from infer.half import cast_to_half
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `runtimes` is not installed")
 pytest.importorskip("onnxscript", reason="the extra `runtimes` is not installed")
 
+import infer.export.onnx  # noqa: E402
 from infer.backends.onnx import OnnxArtefact, OnnxDecoder, load_onnx  # noqa: E402
 from infer.export.onnx import convert_to_onnx  # noqa: E402
 from infer.export.onnx_files import WEIGHTS_FILE  # noqa: E402
 from infer.export.onnx_int8 import quantise_rows  # noqa: E402
 from infer.transcriber import Transcriber  # noqa: E402
-from tests.conftest import tiny_whisper  # noqa: E402
 
 SETTINGS = DecodeSettings(max_new_tokens=24)
 
 
 @pytest.fixture(scope="module")
-def artefact_dir(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model of the fixture `lively`, as an artefact; the export takes seconds, so it is made once."""
-    whisper = tiny_whisper()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in whisper.named_parameters():
-            if "encoder.embed_positions" not in name and parameter.ndim > 1:
-                parameter.normal_(0, 0.35)
-        whisper.model.decoder.embed_tokens.weight[tokenizer.convert_tokens_to_ids("<|endoftext|>") :] *= 0.3
-    return write_artefact(
-        tmp_path_factory.mktemp("onnx") / "export",
-        cast_to_half(whisper.state_dict()),
-        config=whisper.config,
-        generation_config=whisper.generation_config,
-        tokenizer=tokenizer,
-        windows=build_windows([1, 3, 30]),
-        record={"trained_steps": 3},
-    )
+def artefact_dir(lay_artefact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests here, which only read it: the export takes seconds."""
+    return lay_artefact(tmp_path_factory.mktemp("onnx") / "export")
 
 
 @pytest.fixture(scope="module")
-def converted(artefact_dir: Path) -> Path:
-    return convert_to_onnx(artefact_dir, artefact_dir.parent / "onnx-fp32")
+def traced(artefact_dir: Path) -> Path:
+    """The FP32 graphs as they are traced, which takes seconds; what is made of them are copies."""
+    folder = artefact_dir.parent / "traced"
+    folder.mkdir()
+    assert not infer.export.onnx._export_graphs(load_artefact(artefact_dir, compute="fp32").model, folder)
+    return folder
+
+
+def convert_traced(traced: Path, artefact_dir: Path, target: Path, **options: bool) -> Path:
+    """Convert as `convert_to_onnx` does, with graphs that are traced."""
+
+    def copy(model: torch.nn.Module, folder: Path) -> bool:
+        shutil.copytree(traced, folder, dirs_exist_ok=True)
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer.export.onnx, "_export_graphs", copy)
+        return convert_to_onnx(artefact_dir, target, **options)
+
+
+@pytest.fixture(scope="module")
+def converted(artefact_dir: Path, traced: Path) -> Path:
+    return convert_traced(traced, artefact_dir, artefact_dir.parent / "onnx-fp32")
 
 
 def features(num_frames: int, num_clips: int = 6) -> torch.Tensor:
@@ -144,9 +148,9 @@ def test_rows_in_8_bits_are_off_by_half_a_step_at_most():
 
 
 def test_int8_graphs_hold_no_matrix_in_floats_and_hear_nearly_the_same(
-    artefact_dir: Path, converted: Path, tmp_path: Path
+    artefact_dir: Path, converted: Path, traced: Path, tmp_path: Path
 ):
-    folder = convert_to_onnx(artefact_dir, tmp_path / "int8", int8=True)
+    folder = convert_traced(traced, artefact_dir, tmp_path / "int8", int8=True)
     floats = {
         f"{graph}: {name}"
         for graph, tensors in stored_tensors(folder).items()

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 from conftest import PROJECT, tone
 
+from data.preflight.columns import Split
 from data.preflight.report import ReportOptions, build_report
-from data.preflight.scan import Split, scan_corpus
+from data.preflight.scan import scan_corpus
 from data.rows import JoinedRows
 from data.sources import Source, read_source
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from data.preflight.charts import draw_histogram, nice_ticks
+from data.preflight.columns import Split
 from data.preflight.figures import describe_windows, padded_s, suggest_edges
 from data.preflight.overview import draw_overview
 from data.preflight.page import Heading, format_hours, format_share, write_page
 from data.preflight.report import ReportOptions, build_report, write_report
-from data.preflight.scan import Split, scan_corpus
+from data.preflight.scan import scan_corpus
 from data.rows import JoinedRows
 from data.sources import Source, read_source
 from data.windows import Windows

@@ -15,8 +15,9 @@ from conftest import tone
 from data.labels import LabelBuilder
 from data.preflight.cache import ScanCache
 from data.preflight.clip import ClipFigures, ClipJob, compute_silence_share, hash_samples, measure_clip
+from data.preflight.columns import Split
 from data.preflight.pool import CHUNK_CLIPS, measure_clips
-from data.preflight.scan import Split, scan_corpus
+from data.preflight.scan import scan_corpus
 from data.rows import JoinedRows
 from data.sources import Source, read_source
 

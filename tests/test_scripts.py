@@ -14,28 +14,11 @@ from safetensors.torch import load_file
 
 import scripts.evaluate
 import scripts.transcribe
-from data.windows import build_windows
-from infer.artefact import write_artefact
-from infer.half import cast_to_half
 from scripts.evaluate import evaluate_artefact
 from scripts.settings import SettingsError, build, compose_config, to_plain
 from scripts.transcribe import TranscribeSettings, find_audio, transcribe_files
 
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture
-def artefact_dir(lively, tokenizer, tmp_path: Path) -> Path:
-    """A tiny artefact on disk whose texts differ from clip to clip."""
-    return write_artefact(
-        tmp_path / "export",
-        cast_to_half(lively.state_dict()),
-        config=lively.config,
-        generation_config=lively.generation_config,
-        tokenizer=tokenizer,
-        windows=build_windows([1, 3, 30]),
-        record={"trained_steps": 3},
-    )
 
 
 def evaluate_with(artefact_dir: Path, test: Path, tmp_path: Path, *overrides: str):

@@ -19,11 +19,9 @@ from conftest import PROJECT, tone
 from data.audio import SAMPLING_RATE, AudioError
 from data.features import LogMel
 from data.reasons import Reason
-from data.windows import Windows, full_windows
-from infer.artefact import Artefact, load_artefact, write_artefact
+from data.windows import full_windows
+from infer.artefact import Artefact, load_artefact
 from infer.decoding import Decoded, Decoder, DecodeSettings
-from infer.encoder import WindowedWhisper
-from infer.half import cast_to_half
 from infer.subtitles import Segment
 from infer.transcriber import Clip, Stopwatch, Transcriber
 
@@ -32,17 +30,8 @@ LENGTHS_S = [3.0, 0.4, 7.3, 1.0, 0.9, 5.0, 4.99, 0.3, 12.0]
 
 
 @pytest.fixture
-def artefact(lively: WindowedWhisper, tokenizer, tmp_path: Path) -> Artefact:
-    path = write_artefact(
-        tmp_path / "export",
-        cast_to_half(lively.state_dict()),
-        config=lively.config,
-        generation_config=lively.generation_config,
-        tokenizer=tokenizer,
-        windows=Windows((1.0, 5.0, 30.0)),
-        record={},
-    )
-    return load_artefact(path)
+def artefact(lay_artefact, tmp_path: Path) -> Artefact:
+    return load_artefact(lay_artefact(tmp_path / "export", (1, 5, 30)))
 
 
 @pytest.fixture

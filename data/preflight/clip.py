@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from data.audio import SAMPLING_RATE, AudioError, Waveform, find_format, load_waveform
+from data.audio import SAMPLING_RATE, AudioError, Waveform, load_waveform
 from data.containers import is_misnamed
+from data.probe import find_format
 
 FULL_SCALE_DB = 20.0  # decibels for a factor of ten in amplitude; 0 dBFS is a mean square of 1
 FLOOR_DBFS = -120.0  # what digital silence is given instead of minus infinity

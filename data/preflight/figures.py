@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.preflight.clip import SILENCE_DBFS
+from data.preflight.columns import MAX_CLIP_S, UNKNOWN, CorpusScan, SplitScan
 from data.preflight.oddities import characters_per_s
-from data.preflight.scan import MAX_CLIP_S, UNKNOWN, CorpusScan, SplitScan
 
 NUM_BINS = 40
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)

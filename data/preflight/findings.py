@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data.preflight.scan import SplitScan
+from data.preflight.columns import SplitScan
 from data.reasons import Rejected
 from data.rows import Row
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from data.audio import SAMPLING_RATE
 from data.preflight.clip import SILENCE_DBFS
+from data.preflight.columns import UNKNOWN, CorpusScan, SplitScan
 from data.preflight.findings import Finding, Level, build_finding, num_usable, places_where
-from data.preflight.scan import UNKNOWN, CorpusScan, SplitScan
 from data.preflight.writing import TextFault, main_script, scripts_of, show_invisible
 
 MAX_CLIPPED_SHARE = 0.01

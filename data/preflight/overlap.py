@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.preflight.clip import SILENCE_DBFS
+from data.preflight.columns import UNKNOWN, CorpusScan, SplitScan
 from data.preflight.findings import Finding, Level, Places, build_finding, where
-from data.preflight.scan import UNKNOWN, CorpusScan, SplitScan
 
 LONG_TEXT = 20  # characters; shorter texts (digits, commands, single words) repeat by nature, sentences do not
 MIN_OVERLAP_S = 0.1  # of two stretches of one recording; cuts at a pause may share a few samples

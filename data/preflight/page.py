@@ -12,8 +12,8 @@ from markupsafe import Markup
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from data.preflight.charts import draw_histogram
+from data.preflight.columns import reason_of
 from data.preflight.report import Report, write_lines
-from data.preflight.scan import reason_of
 from data.preflight.writing import show_invisible
 
 FOLDER = Path(__file__).parent

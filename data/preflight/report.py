@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from data.preflight.columns import CorpusScan
 from data.preflight.figures import (
     QUANTITIES,
     describe_languages,
@@ -22,7 +23,6 @@ from data.preflight.figures import (
 from data.preflight.findings import LEVELS, Finding, where
 from data.preflight.oddities import CHECKS, find_oddities
 from data.preflight.overlap import find_overlaps
-from data.preflight.scan import CorpusScan
 from data.preflight.unusable import find_unusable
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.lengths import find_lost_s
+from data.preflight.columns import CorpusScan, SplitScan, reason_of
 from data.preflight.findings import NUM_EXAMPLES, Example, Finding, where
-from data.preflight.scan import CorpusScan, SplitScan, reason_of
 from data.reasons import Reason, Rejected
 from data.rows import LostClip, RowTable
 
