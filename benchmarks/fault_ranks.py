@@ -31,7 +31,7 @@ SPLITS = {"even": (((0, 4), (4, 8)), ((8, 12), (12, 16))), "uneven": (((0, 7), (
 
 
 def environments() -> list[dict[str, str]]:
-    """Return the environment of each of two processes, as a launcher sets it."""
+    """Return the environment of each of two processes, as a launcher sets it; on the CPU, also beside a card."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
