@@ -6,15 +6,18 @@ import configparser
 import re
 import shutil
 import subprocess
+import tomllib
 
 import pytest
 
 from scripts.serve import build_settings
 from scripts.settings import compose_config, verify_overrides
+from serve.gate import OPEN_ROUTES
 from tests.conftest import PROJECT
 
 DEPLOY = PROJECT / "serve" / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def _unit():
@@ -94,6 +97,50 @@ def test_the_image_copies_what_is_there_and_runs_without_root():
             assert all(f"!{source}" in ignored for source in sources), rest
         if name == "FROM":
             assert ":" in rest and not rest.endswith(":latest")
+    user = dict(lines)["USER"]
+    assert f"useradd --system --uid {user} " in DOCKERFILE
+    assert max(i for i, name in enumerate(names) if name in ("RUN", "COPY")) < names.index("USER")
     assert names.index("USER") < names.index("ENTRYPOINT")
-    assert dict(lines)["USER"] not in ("root", "0")
+    assert user not in ("root", "0")
     assert "API_KEY=" not in DOCKERFILE  # a key never becomes part of an image
+
+
+def test_what_the_image_copies_is_in_git_and_holds_every_package_that_it_installs():
+    if shutil.which("git") is None or not (PROJECT / ".git").exists():
+        pytest.skip("this is no checkout of git")
+    copied = [source for name, rest in _instructions() if name == "COPY" for source in rest.split()[:-1]]
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--", *copied], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    for source in copied:
+        assert any(path == source or path.startswith(f"{source}/") for path in tracked), source
+    packages = {name.partition(".")[0] for name in PYPROJECT["tool"]["setuptools"]["packages"]}
+    assert packages <= set(copied)
+    assert {PYPROJECT["project"]["readme"], *PYPROJECT["project"]["license-files"]} <= set(copied)
+    # What is installed imports nothing of ours that stays behind.
+    ours = {path.name for path in PROJECT.iterdir() if (path / "__init__.py").is_file()}
+    found = set()
+    for path in (PROJECT / path for path in tracked if path.endswith(".py")):
+        found |= set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(encoding="utf-8"), flags=re.M))
+    assert found & ours <= set(copied)
+
+
+def test_the_image_installs_extras_that_there_are_with_what_the_runtimes_need():
+    (given,) = re.findall(r'"\.\[([\w,]+)\]"', DOCKERFILE)
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert set(given.split(",")) <= extras.keys()
+    names = {re.match(r"[\w-]+", line)[0] for extra in given.split(",") for line in extras[extra]}
+    assert names >= {"fastapi", "uvicorn", "gradio", "python-multipart", "ctranslate2", "onnxruntime", "onnxscript"}
+
+
+def test_the_image_listens_keeps_and_is_asked_where_it_says():
+    lines = dict(_instructions())
+    overrides = re.findall(r'"([^"]+=[^"]+)"', lines["ENTRYPOINT"])
+    serve = build_settings(compose_config("serve", overrides)).serve
+    assert serve.host == "0.0.0.0" and str(serve.port) == lines["EXPOSE"] and serve.dir == lines["VOLUME"]
+    assert f"chown mezzavoce {serve.dir}" in DOCKERFILE
+    (asked,) = re.findall(r"http://127\.0\.0\.1:\d+/\w+", lines["HEALTHCHECK"])
+    assert asked == f"http://127.0.0.1:{serve.port}{OPEN_ROUTES[0]}"
+    assert lines["ENTRYPOINT"].startswith("[") and lines["CMD"].startswith("[")  # a shell would keep SIGTERM to itself
+    (stop_s,) = re.findall(r"docker run .*--stop-timeout (\d+)", DOCKERFILE)
+    assert int(stop_s) > serve.drain_s

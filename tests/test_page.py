@@ -68,6 +68,7 @@ def test_all_that_was_said_is_escaped_in_every_view():
 def test_a_transcript_says_how_long_and_how_sure_and_marks_what_differs():
     view = results.show_transcript(heard(), CHINESE, language_name="英语", elapsed_s=2.0)
     assert "英语" in view and "93%" in view and "1:01.2" in view and "31 倍实时速度" in view
+    assert results.speed(1.0, 0.8, ENGLISH) == "1.2 × real time"
     assert 'data-start="0.000" data-end="1.250"' in view and view.count('download="transcript.') == 4
     view = results.show_comparison(ENGLISH, [("a", "", heard("one two three")), ("b", "", heard("one too three"))])
     assert "They differ in 1 words." in view and "<mark>" in view

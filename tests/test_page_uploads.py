@@ -1,17 +1,28 @@
-"""What a client calls its file reaches neither gradio nor the disk; the bytes of the file arrive as they were sent."""
+"""The page hears what was uploaded to it and no other file; what a client calls its file is never used.
+
+All through the page itself, with an engine that only notes what it is given.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import threading
+import time
+import uuid
 
 import httpx
 import pytest
 
-gradio = pytest.importorskip("gradio", reason="the extra `serve` is not installed")
+pytest.importorskip("gradio", reason="the extra `serve` is not installed")
+uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 from fastapi import FastAPI  # noqa: E402
 
-from serve.page.upload_names import UploadNames, own_name  # noqa: E402
+from serve.errors import ServiceError  # noqa: E402
+from serve.live import Places  # noqa: E402
+from serve.page.own_files import is_within  # noqa: E402
+from serve.page.page import mount_page  # noqa: E402
+from serve.page.upload_names import own_name  # noqa: E402
+from serve.settings import ServeSettings  # noqa: E402
 
 NAMES = [
     "..%2fname.wav",
@@ -32,22 +43,53 @@ NAMES = [
 CONTENT = b"--x\r\n\r\n--boundary" + bytes(range(256)) * 300 + b"\r\n--bound\r\n-"
 
 
+class Ears:
+    """An engine that notes which files it is given."""
+
+    def __init__(self):
+        self.heard = []
+
+    def models(self):
+        return ["demo"]
+
+    def has_timestamps(self, model):
+        return False
+
+    async def transcribe(self, path, options, *, on_progress=None):
+        self.heard.append(path)
+        raise ServiceError("heard", status=400, code="heard")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("uploads")
+    return tmp_path_factory.mktemp("uploads") / "page"
 
 
 @pytest.fixture(scope="module")
-def app(folder):
-    """Gradio as the page mounts it, behind our names."""
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    try:
-        with gradio.Blocks(analytics_enabled=False) as blocks:
-            gradio.Audio(type="filepath")
-        mounted = gradio.mount_gradio_app(FastAPI(), blocks, path="/en", ssr_mode=False, max_file_size=1_000_000)
-    finally:
-        del os.environ["GRADIO_TEMP_DIR"]
-    return UploadNames(mounted)
+def ears():
+    return Ears()
+
+
+@pytest.fixture(scope="module")
+def app(folder, ears):
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):  # the page sets them
+            environment.setenv(name, "")
+        settings = ServeSettings(max_upload_mb=1.1)
+        yield mount_page(FastAPI(), ears, settings, Places(1), folder=folder)
+
+
+@pytest.fixture(scope="module")
+def url(app):
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/en"
+    server.should_exit = True
+    thread.join(10)
 
 
 def _post(app, body, kind="multipart/form-data; boundary=boundary", piece=None):
@@ -108,3 +150,70 @@ def test_what_is_no_form_is_refused_or_empty_and_too_large_is_too_large(app):
     assert _post(app, b"x", kind="multipart/form-data").status_code == 400
     assert _post(app, b"x", kind="text/plain").status_code == 400
     assert _post(app, _part("a.wav", bytes(1_100_000)) + b"--boundary--\r\n").status_code == 413
+
+
+def _press(url, file):
+    """Press the button as a program would that calls any file its upload, and return what the page says."""
+    with httpx.Client(base_url=url, timeout=10) as client:
+        config = client.get("config").json()
+        audio = {part["id"] for part in config["components"] if part["type"] == "audio"}
+        function = next(each for each in config["dependencies"] if set(each["inputs"][:1]) & audio)
+        session = uuid.uuid4().hex
+        data = [{"meta": {"_type": "gradio.FileData"}, **file}, "auto", "transcribe", "demo", "", False]
+        body = {"data": data, "fn_index": function["id"], "session_hash": session}
+        assert client.post("gradio_api/queue/join", json=body).status_code == 200
+        with client.stream("GET", f"gradio_api/queue/data?session_hash={session}") as events:
+            return "".join(line for line in events.iter_lines() if "process_completed" in line)
+
+
+def test_an_upload_is_heard_and_played(app, url, ears):
+    (path,) = _post(app, _part("a.wav", b"RIFF" + bytes(100)) + b"--boundary--\r\n").json()
+    assert '"success":true' in _press(url, {"path": path})
+    assert list(map(str, ears.heard)) == [path]
+    assert httpx.get(f"{url}/gradio_api/file={path}").content == b"RIFF" + bytes(100)
+
+
+@pytest.mark.parametrize("more", [{}, {"is_stream": True}, {"url": "http://127.0.0.1:9/a.wav"}], ids=str)
+def test_no_other_file_is_heard_and_no_address_is_fetched(app, url, ears, folder, tmp_path, monkeypatch, more):
+    fetched = []
+    for name in ("async_ssrf_protected_download", "ssrf_protected_download"):
+        monkeypatch.setattr(f"gradio.processing_utils.{name}", lambda *given: fetched.append(given))
+    secret = tmp_path / "secret.wav"
+    secret.write_bytes(b"a secret")
+    (path,) = _post(app, _part("a.wav", b"b") + b"--boundary--\r\n").json()
+    (folder / "link.wav").unlink(missing_ok=True)
+    (folder / "link.wav").symlink_to(secret)
+    others = [str(secret), f"{folder}/../{secret.name}", f"{path}/../../../../{secret.relative_to('/')}"]
+    others += [
+        f"{folder}/link.wav",
+        "README.md",
+        "http://192.0.2.1/a.wav",
+        "https://example.org/a.wav",
+        "file:///etc/passwd",
+    ]
+    before = len(ears.heard)
+    for other in others:
+        assert '"success":false' in _press(url, {"path": other, **more}), other
+        assert httpx.get(f"{url}/gradio_api/file={other}").status_code == 404
+    assert httpx.get(f"{url}/gradio_api/proxy=https://example.org/a").status_code == 404
+    assert len(ears.heard) == before and not fetched
+    assert not [
+        found
+        for found in folder.rglob("*")
+        if found.is_file() and b"secret" in found.read_bytes() and not found.is_symlink()
+    ]
+
+
+def test_paths_within_a_folder(tmp_path):
+    assert is_within(f"{tmp_path}/a/b", tmp_path)
+    for path in (
+        "/",
+        str(tmp_path.parent),
+        f"{tmp_path}/../b",
+        f"{tmp_path}b/c",
+        "a",
+        "",
+        f"{tmp_path}/\0",
+        "http://a/b",
+    ):
+        assert not is_within(path, tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from infer.transcript import Transcript
 from serve.engine import Engine, Options, Progress
 from serve.errors import ServiceError
-from serve.page.results import show_comparison, show_error, show_progress, show_transcript
+from serve.page.results import show_comparison, show_error, show_progress, show_transcript, speed
 from serve.page.texts import Texts
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ async def _ask(engine: Engine, path: str, options: Options, news: asyncio.Queue[
 
 def _remark(engine: Engine, texts: Texts, options: Options, transcript: Transcript, elapsed_s: float) -> str:
     facts = engine.describe(options.model)
-    speed = f"{transcript.duration_s / elapsed_s:.0f} {texts.speed}" if elapsed_s > 0 else ""
+    rate = speed(transcript.duration_s, elapsed_s, texts) if elapsed_s > 0 else ""
     language = name_of(engine, texts, options.model, transcript.language)
     stored = f"{facts.get('stored', '?')} → {facts.get('compute', '?')}"
-    return " · ".join(part for part in (language, f"{stored}, {facts.get('runtime', 'torch')}", speed) if part)
+    return " · ".join(part for part in (language, f"{stored}, {facts.get('runtime', 'torch')}", rate) if part)

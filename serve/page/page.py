@@ -20,6 +20,7 @@ from serve.live import Places
 from serve.page import actions
 from serve.page.first_script import FirstScript
 from serve.page.live import LiveTab
+from serve.page.own_files import OwnFiles, keep_to
 from serve.page.recorder import recorder_address
 from serve.page.results import show_empty
 from serve.page.texts import TEXTS, Texts, choose_texts
@@ -58,9 +59,11 @@ def mount_page(app: FastAPI, engine: Engine, settings: ServeSettings, places: Pl
 
     live = LiveTab(engine, places, settings.stream)
     for texts in TEXTS.values():
+        page = build_page(engine, settings, texts, live)
+        keep_to(page, folder)
         gradio.mount_gradio_app(
             app,
-            build_page(engine, settings, texts, live),
+            page,
             path=f"/{texts.code}",
             theme=build_theme(),
             css_paths=[FOLDER / "page.css"],
@@ -74,7 +77,7 @@ def mount_page(app: FastAPI, engine: Engine, settings: ServeSettings, places: Pl
             max_file_size=settings.max_upload_bytes - FORM_BYTES,
         )
         (mount,) = [route for route in app.routes if isinstance(route, Mount) and route.path == f"/{texts.code}"]
-        mount.app = UploadNames(FirstScript(mount.app, _first_script(texts)))
+        mount.app = OwnFiles(UploadNames(FirstScript(mount.app, _first_script(texts))), folder)
     return app
 
 

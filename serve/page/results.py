@@ -57,7 +57,7 @@ def show_transcript(
     facts = [f"<li><b>{escape(language_name)}</b> {escape(_how_sure(transcript, texts))}</li>"]
     facts.append(f"<li>{escape(texts.duration)} {clock(transcript.duration_s)}</li>")
     if elapsed_s > 0:
-        facts.append(f"<li>{transcript.duration_s / elapsed_s:.0f} {escape(texts.speed)}</li>")
+        facts.append(f"<li>{escape(speed(transcript.duration_s, elapsed_s, texts))}</li>")
     if not transcript.text:
         return f'<div class="mv-result"><ul class="mv-facts">{"".join(facts)}</ul>{show_empty(texts.no_speech)}</div>'
     parts = [
@@ -123,6 +123,12 @@ def clock(time_s: float) -> str:
     """Write seconds as `1:02.3`."""
     tenths = round(10 * time_s)
     return f"{tenths // 600}:{tenths // 10 % 60:02d}.{tenths % 10}"
+
+
+def speed(duration_s: float, elapsed_s: float, texts: Texts) -> str:
+    """Write how many times faster than speech the work was, in two digits: `1.3 × real time` or `31 × real time`."""
+    rate = duration_s / elapsed_s
+    return f"{rate:.{0 if rate >= 10 else 1}f} {texts.speed}"
 
 
 def _how_sure(transcript: Transcript, texts: Texts) -> str:
