@@ -30,7 +30,7 @@ from infer.decoding import DecodeSettings
 from infer.export.formats import FormatOptions, build_format, name_result, size_bytes
 from train.vocabulary import special_tokens
 
-MELS, VOCABULARY = 128, 51_866  # of large-v3
+MELS, VOCABULARY, WIDTH, HEADS = 128, 51_866, 1280, 20  # of large-v3
 
 
 def openai_tokenizer() -> WhisperTokenizer:
@@ -109,30 +109,82 @@ def measure_geometry(scratch: Path) -> list[dict[str, Any]]:
 
 
 def measure_sizes(
-    scratch: Path, files: Sequence[tuple[str, str, Mapping[str, Any]]], *, layers: int = 4
+    scratch: Path, files: Sequence[tuple[str, str, Mapping[str, Any]]], *, layers: int = 4, reckoned_layers: int = 32
 ) -> dict[str, Any]:
     """Compare quantised files with FP16 files of the same runtime, at large-v3's width, vocabulary and positions.
 
+    Files of `layers` and of half as many are written. What a layer adds is the same for each, so the files of all 32
+    are reckoned from these two, and take no disk.
+
     Args:
-        scratch: for the files; each is removed when it is measured, but the artefact.
+        scratch: for the files; each is removed when it is measured, but the artefacts.
         files: client, format and options; the FP16 one of a format stands before those that are held against it.
-        layers: of encoder and decoder; with all 32, positions and vectors are a smaller share still.
+        layers: of encoder and decoder, an even number.
+        reckoned_layers: of the model whose files are reckoned; large-v3 has 32.
     """
-    artefact = write_random(scratch / "wide", layers=layers, width=1280, heads=20)
-    halves: dict[str, int] = {}
-    results = []
+    few, more = (_written_sizes(scratch / f"wide-{n}", files, layers=n) for n in (layers // 2, layers))
+    whole = {file: reckon_size(few[file], more[file], layers=layers, wanted=reckoned_layers) for file in more}
+    parameters = num_parameters(layers=reckoned_layers)
+    return {
+        "layers": layers,
+        "width": WIDTH,
+        "vocabulary": VOCABULARY,
+        "files": _against_halves(more),
+        "reckoned": {"layers": reckoned_layers, "parameters": parameters, "files": _against_halves(whole)},
+    }
+
+
+def _written_sizes(
+    scratch: Path, files: Sequence[tuple[str, str, Mapping[str, Any]]], *, layers: int
+) -> dict[str, tuple[str, int]]:
+    """Return the format and the bytes of each file, by its name."""
+    artefact = write_random(scratch / "export", layers=layers, width=WIDTH, heads=HEADS)
+    sizes: dict[str, tuple[str, int]] = {}
     for _, name, changes in files:
         options = FormatOptions(**{name: type(getattr(FormatOptions(), name))(**changes)})
-        stored = getattr(options, name).stored
-        if stored == "fp32":
+        if getattr(options, name).stored == "fp32":
             continue
-        path = build_format(name, artefact, scratch / f"wide-{name_result(name, options)}", options)
-        size = weights_size(path)
+        path = build_format(name, artefact, scratch / name_result(name, options), options)
+        sizes[path.name] = name, weights_size(path)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+        print(layers, path.name, sizes[path.name][1], flush=True)
+    return sizes
+
+
+def reckon_size(few: tuple[str, int], more: tuple[str, int], *, layers: int, wanted: int) -> tuple[str, int]:
+    """Return the format and the bytes of a file with more layers.
+
+    Args:
+        few: format and bytes at half of `layers`.
+        more: format and bytes at `layers`.
+        layers: of the larger file.
+        wanted: of the file that is reckoned.
+    """
+    half = layers // 2
+    return more[0], more[1] + round((more[1] - few[1]) * (wanted - layers) / (layers - half))
+
+
+def _against_halves(sizes: Mapping[str, tuple[str, int]]) -> list[dict[str, Any]]:
+    """Return each file with its share of the first file of its format, which holds FP16."""
+    halves: dict[str, int] = {}
+    rows = []
+    for file, (name, size) in sizes.items():
         halves.setdefault(name, size)
-        results.append({"file": path.name, "weights_file_bytes": size, "size_of_fp16": size / halves[name]})
-        print(results[-1], flush=True)
-    return {"layers": layers, "width": 1280, "vocabulary": VOCABULARY, "files": results}
+        rows.append({"file": file, "weights_file_bytes": size, "size_of_fp16": size / halves[name]})
+    return rows
+
+
+def num_parameters(*, layers: int) -> int:
+    """Return the parameters of a model of large-v3's width, counted without memory; a tied weight counts once."""
+    config = WhisperConfig(
+        vocab_size=VOCABULARY, num_mel_bins=MELS, d_model=WIDTH, encoder_layers=layers, decoder_layers=layers,
+        encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, encoder_ffn_dim=4 * WIDTH,
+        decoder_ffn_dim=4 * WIDTH,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(config)
+    model.tie_weights()
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def weights_size(path: Path) -> int:
@@ -143,7 +195,7 @@ def weights_size(path: Path) -> int:
 def measure_large(scratch: Path, *, layers: int) -> dict[str, Any]:
     """Export a random model to hf and ctranslate2, each in a process whose peak memory is read."""
     wide = layers >= 32
-    width, heads = (1280, 20) if wide else (768, 12)
+    width, heads = (WIDTH, HEADS) if wide else (768, 12)
     free = shutil.disk_usage(scratch).free
     artefact = write_random(scratch / "large", layers=layers, width=width, heads=heads)
     fp32_bytes = 2 * (artefact / "model.safetensors").stat().st_size

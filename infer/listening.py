@@ -17,24 +17,29 @@ from infer.encoder import WindowedWhisper
 from infer.warping import median_of_seven
 
 
+def later_half(num_layers: int, num_heads: int) -> list[list[int]]:
+    """Return layer and head of all heads of the later half of a decoder, for a model that names none.
+
+    Source: openai/whisper `model.py`, the default in `Whisper.__init__`.
+    """
+    return [[layer, head] for layer in range(num_layers // 2, num_layers) for head in range(num_heads)]
+
+
 def alignment_heads(model: WindowedWhisper) -> dict[int, list[int]]:
     """Return the heads that follow the speech, by layer.
 
     Args:
-        model: its generation config may name them, as those of OpenAI's models do; else they are all heads of the
-            later half of the layers.
+        model: its generation config may name them, as those of OpenAI's models do; else see `later_half`.
 
     Raises:
         ValueError: for a head that the model does not have.
 
-    Source: openai/whisper `model.py`, `Whisper.set_alignment_heads` and the default in its `__init__`.
+    Source: openai/whisper `model.py`, `Whisper.set_alignment_heads`.
     """
     num_layers, num_heads = model.config.decoder_layers, model.config.decoder_attention_heads
     named = getattr(model.generation_config, "alignment_heads", None)
-    if not named:
-        return {layer: list(range(num_heads)) for layer in range(num_layers // 2, num_layers)}
     heads: dict[int, list[int]] = {}
-    for layer, head in named:
+    for layer, head in named or later_half(num_layers, num_heads):
         if not (0 <= layer < num_layers and 0 <= head < num_heads):
             raise ValueError(
                 f"generation_config.json: alignment_heads has [{layer}, {head}], but the decoder has {num_layers} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,15 +287,28 @@ def test_half_arithmetic_moves_few_words(base, clips):
     assert np.median(moved) <= 0.02
 
 
-def test_ctranslate2_times_words_as_torch_does(base, clips, tmp_path: Path):
+@pytest.mark.parametrize("heads", ["named", "none"])
+def test_ctranslate2_times_words_as_torch_does(heads: str, clips, tmp_path: Path):
+    """Also with a folder from elsewhere that names no heads: both then read the later half."""
     pytest.importorskip("ctranslate2", reason="the extra `runtimes` is not installed")
     from infer.backends.ctranslate2 import CTranslate2Decoder, load_ctranslate2
     from infer.export.ctranslate2 import convert_to_ctranslate2
 
-    folder = convert_to_ctranslate2(BASE, tmp_path / "ct2")
-    loaded = load_ctranslate2(folder, BASE, compute_type="float32", num_threads=1)
+    source = Path(shutil.copytree(BASE, tmp_path / "base"))
+    if heads == "none":
+        (source / "mezzavoce.json").unlink(missing_ok=True)
+        generation = json.loads((source / "generation_config.json").read_text())
+        generation.pop("alignment_heads")
+        (source / "generation_config.json").write_text(json.dumps(generation))
+    base = load_artefact(source, compute="fp32")
+    folder = convert_to_ctranslate2(source, tmp_path / "ct2")
+    if heads == "none":
+        layers, num_heads = base.model.config.decoder_layers, base.model.config.decoder_attention_heads
+        later = [[layer, head] for layer in range(layers // 2, layers) for head in range(num_heads)]
+        assert json.loads((folder / "config.json").read_text())["alignment_heads"] == later
+    loaded = load_ctranslate2(folder, source, compute_type="float32", num_threads=1)
     waveforms = [clip for _, clip in clips]
-    decoder = CTranslate2Decoder(loaded, artefact_dir=BASE)
+    decoder = CTranslate2Decoder(loaded, artefact_dir=source)
     found = Transcriber(loaded, SETTINGS, decoder=decoder).transcribe(waveforms)
     differences = []
     for ours, other in zip(Transcriber(base, SETTINGS).transcribe(waveforms), found, strict=True):

@@ -153,13 +153,13 @@ def check_alignment_heads(folder: ModelFolder) -> Finding | None:
             return None
         found = f"alignment_heads names {outside[0]}, the decoder has {num_layers} layers of {num_heads} heads"
     else:
-        found = "no alignment_heads: word times cannot be read"
+        found = "no alignment_heads: word times are read from all heads of the later half, or not at all"
     return Finding(
         "alignment-heads",
         found,
         "base=FOLDER fix=true takes those of the model that was fine-tuned; without one, all heads of the upper half",
-        breaks=(FASTER_WHISPER, TRANSFORMERS) if heads else (FASTER_WHISPER,),
-        troubles=() if heads else (TRANSFORMERS, OPENAI),
+        breaks=(FASTER_WHISPER, TRANSFORMERS) if heads else (),
+        troubles=() if heads else (FASTER_WHISPER, TRANSFORMERS, OPENAI),
         can_repair=True,
     )
 

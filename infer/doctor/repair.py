@@ -24,6 +24,7 @@ from infer.doctor.examination import Examination
 from infer.doctor.folder import INDEX_NAME, PICKLED_NAMES, ModelFolder
 from infer.doctor.identities import CONFIG_IDS, GENERATION_IDS, TASKS, is_multilingual
 from infer.half import TIED_NAMES
+from infer.listening import later_half
 from infer.weights import WEIGHTS_NAME, file_sha256
 
 TOKENIZER_FILES = (
@@ -207,8 +208,7 @@ def _mend_alignment_heads(work: _Work) -> bool:
     config = work.folder.config or {}
     layers, heads = config.get("decoder_layers", 0), config.get("decoder_attention_heads", 0)
     known = [] if work.base is None else (ModelFolder(work.base).generation or {}).get("alignment_heads") or []
-    # Without a list, openai-whisper takes all heads of the upper half: `model.py`, `Whisper.__init__`.
-    taken = known or [[layer, head] for layer in range(layers // 2, layers) for head in range(heads)]
+    taken = known or later_half(layers, heads)
     work.edit("generation_config.json", lambda content: content.update(alignment_heads=taken))
     return True
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from infer.artefact import RECORD_NAME, refuse_remote_code, replace_folder
+from infer.listening import later_half
 from infer.weights import file_sha256, weights_sha256
 
 QUANTIZATIONS = ("float16", "float32", "int8", "int8_float16", "int8_float32")
@@ -47,6 +48,8 @@ def convert_to_ctranslate2(artefact_dir: Path, target: Path, *, quantization: st
     The weights are read as they are stored, and cast once as asked: FP16 weights come out bit for bit as they went in.
     Windows need nothing: CTranslate2's encoder takes any length up to 30 s, and the record carries the edges.
 
+    A folder that names no alignment heads gets all heads of the decoder's later half, from which ours reads times too.
+
     A vocabulary that was learnt gets one token more, the empty text, which is never said: without it faster-whisper
     takes the model for an English-only one, detects no language and names no task. OpenAI's vocabularies have it.
 
@@ -56,7 +59,7 @@ def convert_to_ctranslate2(artefact_dir: Path, target: Path, *, quantization: st
         quantization: one of `QUANTIZATIONS`.
 
     Raises:
-        ValueError: for another quantization, or a folder without alignment heads.
+        ValueError: for another quantization.
         FileNotFoundError: if a file that runtimes need is missing.
         RuntimeError: if CTranslate2 is not installed, or the folder cannot be written.
     """
@@ -66,7 +69,6 @@ def convert_to_ctranslate2(artefact_dir: Path, target: Path, *, quantization: st
         if not (artefact_dir / name).is_file():
             raise FileNotFoundError(f"{artefact_dir} has no {name}; CTranslate2 and faster-whisper need it")
     refuse_remote_code(artefact_dir)
-    _verify_alignment_heads(artefact_dir)
     import_ctranslate2()
     temporary = target.parent / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
     try:
@@ -85,10 +87,13 @@ def _convert(artefact_dir: Path, temporary: Path, quantization: str) -> None:
     from ctranslate2.converters import TransformersConverter
 
     generation = json.loads((artefact_dir / "generation_config.json").read_text(encoding="utf-8"))
+    config = json.loads((artefact_dir / "config.json").read_text(encoding="utf-8"))
 
     class Converter(TransformersConverter):
         def _load(self) -> Any:
             spec = super()._load()
+            if not spec.config.alignment_heads:
+                spec.config.alignment_heads = later_half(config["decoder_layers"], config["decoder_attention_heads"])
             if generation.get("is_multilingual", True):
                 _mark_multilingual(spec)
             return spec
@@ -108,14 +113,6 @@ def _mark_multilingual(spec: Any) -> None:
     bias[-1] = NEVER_SAID
     decoder.embeddings.weight, decoder.projection.weight, decoder.projection.bias = longer, longer, bias
     spec.register_vocabulary([*tokens, MULTILINGUAL_MARK])
-
-
-def _verify_alignment_heads(artefact_dir: Path) -> None:
-    file = artefact_dir / "generation_config.json"
-    if not json.loads(file.read_text(encoding="utf-8")).get("alignment_heads"):
-        raise ValueError(
-            f"{file} has no alignment_heads; word times need them: copy the list from the model that was fine-tuned"
-        )
 
 
 def _write_record(folder: Path, artefact_dir: Path, quantization: str) -> None:
