@@ -109,7 +109,7 @@ def measure_geometry(scratch: Path) -> list[dict[str, Any]]:
 
 
 def measure_sizes(
-    scratch: Path, files: Sequence[tuple[str, str, Mapping[str, Any]]], *, layers: int = 4, reckoned_layers: int = 32
+    scratch: Path, files: Sequence[tuple[str, str, Mapping[str, Any]]], *, layers: int = 2, reckoned_layers: int = 32
 ) -> dict[str, Any]:
     """Compare quantised files with FP16 files of the same runtime, at large-v3's width, vocabulary and positions.
 
