@@ -114,7 +114,7 @@ def measure_sizes(
     """Compare quantised files with FP16 files of the same runtime, at large-v3's width, vocabulary and positions.
 
     Files of `layers` and of half as many are written. What a layer adds is the same for each, so the files of all 32
-    are reckoned from these two, and take no disk.
+    are reckoned from these two, and take no disk; but for a byte a tensor, whose name has a digit more from layer 10.
 
     Args:
         scratch: for the files; each is removed when it is measured, but the artefacts.
