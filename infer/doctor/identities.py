@@ -157,7 +157,7 @@ def check_alignment_heads(folder: ModelFolder) -> Finding | None:
     return Finding(
         "alignment-heads",
         found,
-        "base=FOLDER fix=true takes those of the model that was fine-tuned; without one, all heads of the upper half",
+        "base=FOLDER fix=true takes those of the model that was fine-tuned; without one, all heads of the later half",
         breaks=(FASTER_WHISPER, TRANSFORMERS) if heads else (),
         troubles=() if heads else (FASTER_WHISPER, TRANSFORMERS, OPENAI),
         can_repair=True,
