@@ -6,9 +6,11 @@ All through the page itself, with an engine that only notes what it is given.
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 import uuid
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -150,6 +152,18 @@ def test_what_is_no_form_is_refused_or_empty_and_too_large_is_too_large(app):
     assert _post(app, b"x", kind="multipart/form-data").status_code == 400
     assert _post(app, b"x", kind="text/plain").status_code == 400
     assert _post(app, _part("a.wav", bytes(1_100_000)) + b"--boundary--\r\n").status_code == 413
+
+
+def test_a_client_that_goes_away_leaves_nothing(url, folder):
+    before = set(folder.rglob("*"))
+    server = urlsplit(url)
+    body = _part("a.wav", bytes(300_000))
+    head = f"POST /en/gradio_api/upload HTTP/1.1\r\nHost: {server.netloc}\r\nContent-Length: {2 * len(body)}\r\n"
+    with socket.create_connection((server.hostname, server.port)) as client:
+        client.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=boundary\r\n\r\n" + body)
+        time.sleep(0.3)
+    time.sleep(0.3)
+    assert set(folder.rglob("*")) == before
 
 
 def _press(url, file):

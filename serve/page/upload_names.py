@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import PurePosixPath
+from typing import IO
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -18,8 +20,15 @@ EXTENSIONS = (
 """That are kept, because a browser is told by them what it plays; the audio itself is told by its content."""
 
 
+HELD_BYTES = 1 << 20  # of a form in memory; what is more lies in a file without a name
+CHUNK_BYTES = 1 << 16
+
+
 class UploadNames:
-    """Rename every file that is posted to an ASGI application, while it comes."""
+    """Rename every file that is posted to an ASGI application, and pass on only forms that came to their end.
+
+    Gradio writes files while they come, and would leave those of a client that goes away.
+    """
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -30,17 +39,35 @@ class UploadNames:
         if scope["type"] != "http" or kind != b"multipart/form-data" or not options.get(b"boundary"):
             await self._app(scope, receive, send)
             return
-        form = _Form(options[b"boundary"])
+        with tempfile.SpooledTemporaryFile(HELD_BYTES) as form:
+            if not await _rewrite(receive, form, options[b"boundary"]):
+                return  # nobody is left to be answered
+            form.seek(0)
+            is_passed = False
 
-        async def renamed() -> Message:
-            message = await receive()
-            if message["type"] != "http.request":
-                return message
-            is_last = not message.get("more_body", False)
-            return {**message, "body": form.rewrite(message.get("body", b""), is_last=is_last)}
+            async def renamed() -> Message:
+                nonlocal is_passed
+                if is_passed:
+                    return await receive()
+                chunk = form.read(CHUNK_BYTES)
+                is_passed = len(chunk) < CHUNK_BYTES
+                return {"type": "http.request", "body": chunk, "more_body": not is_passed}
 
-        headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
-        await self._app({**scope, "headers": headers}, renamed, send)
+            headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
+            await self._app({**scope, "headers": headers}, renamed, send)
+
+
+async def _rewrite(receive: Receive, target: IO[bytes], boundary: bytes) -> bool:
+    """Write a form anew; return whether it came to its end."""
+    form = _Form(boundary)
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return False
+        is_last = not message.get("more_body", False)
+        target.write(form.rewrite(message.get("body", b""), is_last=is_last))
+        if is_last:
+            return True
 
 
 class _Form:
