@@ -54,7 +54,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that are not used here
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns for each graph that torchvision is not installed
+    logging.getLogger("torch.onnx._internal").setLevel(logging.ERROR)  # it misses torchvision, once a graph
 
 
 def register_resolvers() -> None:
