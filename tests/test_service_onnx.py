@@ -11,8 +11,9 @@ pytest.importorskip("onnxscript", reason="the extra `runtimes` is not installed"
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
 from data.windows import build_windows
-from infer.artefact import cast_to_half, write_artefact
+from infer.artefact import write_artefact
 from infer.decoding import DecodeSettings
+from infer.half import cast_to_half
 from serve.engine import Engine, ModelSpec, Options
 from serve.errors import ServiceError
 from serve.settings import ServeSettings
