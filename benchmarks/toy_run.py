@@ -93,6 +93,33 @@ def write_corpus(folder: Path) -> Path:
     return manifest
 
 
+def fork_child(output: Path, act: Callable[[], int]) -> int:
+    """Do something in a child that writes into a file and ends with what `act` returns; return its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        with output.open("a") as out:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+        # Under pytest these are objects of its own, which would not follow.
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+        code = act()
+    except SystemExit as e:
+        code = int(e.code or 0)
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 class ToyRuns:
     """Start toy runs in children, and judge what they leave."""
 
@@ -146,31 +173,13 @@ class ToyRuns:
         """Start a run in a child; return its process id."""
         run_dir = self.folder / name
         run_dir.parent.mkdir(parents=True, exist_ok=True)
-        pid = os.fork()
-        if pid:
-            return pid
-        code = 1
-        try:
-            with (self.folder / f"{name}.out").open("a") as out:
-                os.dup2(out.fileno(), 1)
-                os.dup2(out.fileno(), 2)
-            # Under pytest these are objects of its own, which would not follow.
-            sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+
+        def act() -> int:
             os.environ.update(environment or {})
             adapt(run_dir)
-            code = self.run(name, prepare=prepare, **trainer)
-        except SystemExit as e:
-            code = int(e.code or 0)
-        except KeyboardInterrupt:
-            code = 130
-        except BaseException:
-            import traceback
+            return self.run(name, prepare=prepare, **trainer)
 
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        return fork_child(self.folder / f"{name}.out", act)
 
     def finish(self, name: str) -> Ending:
         """Run to the end, going on where a run stopped."""

@@ -7,7 +7,6 @@ everything, in place of `python scripts/train.py`.
 import os
 import socket
 import sys
-import traceback
 from dataclasses import replace
 
 import pytest
@@ -15,7 +14,7 @@ import torch
 import torch.distributed.run
 from accelerate.commands.launch import launch_command, launch_command_parser
 
-from benchmarks.toy_run import ToyRuns, adapt, wait_for
+from benchmarks.toy_run import ToyRuns, adapt, fork_child, wait_for
 from scripts.settings import CONF
 from train.checkpoint import load_checkpoint, step_dir
 
@@ -32,15 +31,8 @@ def toys(tmp_path):
 
 def _start(toys, name, *arguments):
     """Type `accelerate launch` in a child; return its process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        with (toys.folder / f"{name}.out").open("a") as out:
-            os.dup2(out.fileno(), 1)
-            os.dup2(out.fileno(), 2)
-        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+
+    def launch():
         os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"})
         real = torch.distributed.run.config_from_args
 
@@ -50,13 +42,9 @@ def _start(toys, name, *arguments):
 
         torch.distributed.run.config_from_args = forked
         launch_command(launch_command_parser().parse_args([*arguments, "scripts/train.py"]))
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return 0
+
+    return fork_child(toys.folder / f"{name}.out", launch)
 
 
 def _work(toys, name):
