@@ -178,8 +178,10 @@ def join_waveforms(waveforms: Sequence[Waveform], *, gap_s: float = 0.0) -> tupl
     Returns:
         The pack, (num_samples,) float32, and where each clip begins in it, in seconds.
     """
-    noise = np.random.default_rng(0).standard_normal(round(gap_s * SAMPLING_RATE))
-    gap = (GAP_LEVEL * noise).astype(np.float32)
+    num_gap = round(gap_s * SAMPLING_RATE) if len(waveforms) > 1 else 0
+    gap = np.zeros(0, dtype=np.float32)
+    if num_gap:  # drawn only then: most clips stand alone
+        gap = (GAP_LEVEL * np.random.default_rng(0).standard_normal(num_gap)).astype(np.float32)
     parts: list[Waveform] = []
     starts_s: list[float] = []
     num_samples = 0

@@ -78,7 +78,7 @@ class DatasetSettings:
         if self.stream_clips < 1:
             raise ValueError(f"dataset.stream_clips={self.stream_clips} must be 1 or more")
         self.mixture()
-        Packing(max_duration_s=self.pack_s, order=self.pack_order, gaps_s=self.pack_gaps_s)
+        self._packing(None)
 
     def packings(self, sources: Sequence[Source]) -> tuple[Packing | None, ...]:
         """Return how the clips of each source are joined; None where they are not.
@@ -86,12 +86,11 @@ class DatasetSettings:
         Raises:
             ValueError: if a length, an order or a pause is none.
         """
-        return tuple(
-            Packing(max_duration_s=source.pack_s or self.pack_s, order=self.pack_order, gaps_s=self.pack_gaps_s)
-            if source.pack
-            else None
-            for source in sources
-        )
+        return tuple(self._packing(source.pack_s) if source.pack else None for source in sources)
+
+    def _packing(self, pack_s: float | None) -> Packing:
+        longest_s = self.pack_s if pack_s is None else pack_s
+        return Packing(max_duration_s=longest_s, order=self.pack_order, gaps_s=self.pack_gaps_s)
 
     def mixture(self) -> MixtureSettings:
         """Return how the sources are mixed."""

@@ -457,6 +457,12 @@ def test_clips_of_a_speaker_are_joined_though_others_lie_between_with_pauses_up_
             assert 0 < np.abs(pause).max() <= 32  # soft, and not digital silence
 
 
+def test_the_length_of_a_sources_packs_is_checked_and_nought_is_not_the_groups(packable: Path) -> None:
+    settings = DatasetSettings("joined", train=(Source(str(packable), pack=True, pack_s=0.0),))
+    with pytest.raises(ValueError, match="pack_s=0 must be above 0"):
+        settings.packings(settings.sources("train"))
+
+
 def test_a_source_can_be_joined_alone(packable: Path, builder: LabelBuilder) -> None:
     entries = (str(packable), Source(str(packable), pack=True), Source(str(packable), pack=True, pack_s=1.3))
     settings = DatasetSettings("joined", train=entries, pack_order="speaker")

@@ -10,10 +10,7 @@ pytest.importorskip("onnxruntime", reason="the extra `runtimes` is not installed
 pytest.importorskip("onnxscript", reason="the extra `runtimes` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
-from data.windows import build_windows
-from infer.artefact import write_artefact
 from infer.decoding import DecodeSettings
-from infer.half import cast_to_half
 from serve.engine import Engine, ModelSpec, Options
 from serve.errors import ServiceError
 from serve.settings import ServeSettings
@@ -23,23 +20,14 @@ SECONDS = (0.5, 0.9, 1.4, 2.6)
 """Of clips in two windows."""
 
 
-def test_onnx_runtime_tells_what_torch_tells_and_offers_what_it_can(lively, tokenizer, tmp_path):
-    path = write_artefact(
-        tmp_path / "export",
-        cast_to_half(lively.state_dict()),
-        config=lively.config,
-        generation_config=lively.generation_config,
-        tokenizer=tokenizer,
-        windows=build_windows([1, 3, 30]),
-        record={"trained_steps": 3},
-    )
+def test_onnx_runtime_tells_what_torch_tells_and_offers_what_it_can(artefact_dir, tmp_path):
     settings = ServeSettings(dir=str(tmp_path / "serve"), workers=1, threads=1, decoders=1)
     profiles = {"greedy": DecodeSettings(max_new_tokens=16), "beam5": DecodeSettings(max_new_tokens=16, num_beams=5)}
     runtimes = ("torch", "onnx")
     clips = [tone(seconds, hz=150.0 + 90 * i, seed=i) for i, seconds in enumerate(SECONDS)]
 
     async def work():
-        engine = Engine([ModelSpec(name, path, name) for name in runtimes], settings, profiles=profiles)
+        engine = Engine([ModelSpec(name, artefact_dir, name) for name in runtimes], settings, profiles=profiles)
         await engine.start()
         try:
             asked = [[engine.transcribe(clip, Options(model=name)) for clip in clips] for name in runtimes]
