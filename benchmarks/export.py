@@ -5,7 +5,7 @@ python -m benchmarks.export --only clients int8 --quick
 python -m benchmarks.export --table                  # the README's table, from what was measured
 
 Sections: `clients` and `int8` transcribe the held-out sets of the demo; `sizes` compares files of large-v3's width,
-since tables of positions weigh more in a narrow model, and reckons those of its 32 layers (`--reckoned-layers`);
+since tables of positions weigh more in a narrow model, and reckons those of its 32 layers;
 `geometry` loads and decodes a model of large-v3's sizes, narrow and with random weights, in each client; `large`
 exports one of 1.54 billion parameters (`--large-layers` makes it smaller) in a process whose memory is watched.
 """
@@ -58,7 +58,6 @@ def main() -> None:
     )
     parser.add_argument("--table", action="store_true", help="print the README's table and stop")
     parser.add_argument("--large-layers", type=int, default=32)
-    parser.add_argument("--reckoned-layers", type=int, default=32, help="in `sizes`, of the model that is reckoned")
     arguments = parser.parse_args()
     file = RESULTS / "export.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -77,7 +76,7 @@ def main() -> None:
             elif section == "int8":
                 found[section] = measure_int8(sources, scratch, alone=arguments.client, known=known.get(section, ()))
             elif section == "sizes":
-                found[section] = measure_sizes(scratch, INT8, reckoned_layers=arguments.reckoned_layers)
+                found[section] = measure_sizes(scratch, INT8)
             elif section == "geometry":
                 found[section] = measure_geometry(scratch)
             else:

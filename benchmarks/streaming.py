@@ -1,6 +1,6 @@
 """Live text: how far behind the speaker it is, and whether its text is the offline one.
 
-    python -m benchmarks.streaming ../shared/speech --train     first a model, a quarter of an hour on two cores
+    python -m benchmarks.streaming ../shared/speech --train     first a model, up to half an hour on two cores
     python -m benchmarks.streaming ../shared/speech             the figures, or --only latency, --only accuracy
     python -m benchmarks.streaming --table                      the last ones as tables
 
@@ -9,9 +9,9 @@ No pretrained model comes with the project, so the two questions are asked of tw
 Accuracy, of a model that really transcribes (`benchmarks/streaming_model.py`): it has memorised the clips of LJ Speech
 that it is scored on, and heard cut windows of them. What counts is the distance between live and offline text of one
 model on one recording. That says what the way of streaming costs; it says nothing about how well a model hears new
-speech. LJ Speech is asked once more with white noise at 40 dB, which the
-model has never heard: there it errs, and its errors change while the window grows. A pass is taken to last 0.2 s,
-so that the figures are the same on every machine; the settings are compared on the same passes.
+speech. LJ Speech is asked once more with white noise at 40 dB, which the model has never heard: there it errs, and its
+errors change while the window grows. A pass is taken to last 0.2 s, so that the figures are the same on every machine;
+the settings are compared on the same passes.
 
 Latency, of a model of Whisper tiny's shape with random weights: it takes what tiny takes, whatever it says. LJ Speech
 is fed to the core; every pass really runs features, encoder and search over the window, for as many tokens as the text

@@ -137,7 +137,7 @@ def train(speech: Path, steps: int) -> None:
     folder = write_windows(speech)
     command = [sys.executable, str(PROJECT / "scripts/train.py"), "model=scratch", "dataset=manifest"]
     command += [f"dataset.train={folder / 'train.jsonl'}", f"dataset.validation={folder / 'validation.jsonl'}"]
-    # whole words as tokens: spelt letter by letter, a sentence takes five times as many updates to learn
+    # Mostly whole words as tokens: spelt letter by letter, a sentence takes far more updates to learn.
     command += ["model.tokenizer_unit=bpe", "model.vocabulary_size=500", "model.dropout=0.0", "tracker=none"]
     command += [f"run.dir={FOLDER / 'run'}", f"trainer.max_steps={steps}", "trainer.eval_every_steps=300"]
     command += ["trainer.micro_batch_size=16", "schedule.warmup_steps=100", "trainer.keep_checkpoints=1"]
